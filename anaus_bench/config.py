@@ -1,0 +1,109 @@
+"""Typed settings: frozen pydantic models whose unknown keys are refused with a suggestion.
+
+A settings class holds the paper's values as its defaults and the other presets beside them, so that every value of a
+plugin stands in the plugin's own file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import pydantic
+import yaml
+
+from anaus_bench.errors import SettingsError
+
+PRESETS = ("paper", "official", "demo", "tiny")
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings.
+
+    `presets` maps a preset's name to the values that differ from the defaults, which are the `paper` preset. A
+    field's description is its documentation: meaning, unit, range, and the source (equation, section).
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def resolve(
+    cls: type[SettingsT], section: str, preset: str = "paper", overrides: Mapping[str, Any] | None = None
+) -> SettingsT:
+    """Settings of one section: defaults, then the preset's values, then the user's.
+
+    Raises:
+        SettingsError: An unknown key or a value out of range; the message names all offenders.
+    """
+    values = merge(cls.presets.get(preset, {}), overrides or {})
+    try:
+        return cls.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise SettingsError("; ".join(_explain(cls, section, item) for item in error.errors())) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `base` in which the values of `over` win; nested mappings are merged."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Nested values of assignments such as `objective.temperature=0.2`; right sides are read as YAML.
+
+    Raises:
+        SettingsError: An assignment has no `=`, an empty name, or a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        names = path.strip().split(".")
+        if not equals or not all(names):
+            raise SettingsError(f"--set {assignment!r} is no assignment; write --set section.name=value")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {assignment!r}: the value {text!r} is no YAML; quote it") from None
+        for name in reversed(names):
+            value = {name: value}
+        values = merge(values, value)
+    return values
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, else an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check_known(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses names that are not known.
+
+    Raises:
+        SettingsError: The first unknown name, with the nearest known one.
+    """
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+
+
+def _explain(cls: type[Settings], section: str, item: Any) -> str:
+    path = ".".join([section, *(str(part) for part in item["loc"])])
+    if item["type"] != "extra_forbidden":
+        return f"setting {path}={item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+    model: Any = cls
+    for part in item["loc"][:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    known = sorted(getattr(model, "model_fields", {}))
+    hint = did_you_mean(str(item["loc"][-1]), known) or f"; known here: {', '.join(known)}"
+    return f"unknown setting {path!r}{hint}"

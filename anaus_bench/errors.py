@@ -1,0 +1,78 @@
+"""What a user can fix: every error the command prints as one line and ends with exit code 2.
+
+A message is lower case, says what was found, what was expected and the next step.
+"""
+
+from __future__ import annotations
+
+
+class AnausError(Exception):
+    """Base of all errors that a user can fix."""
+
+
+class SettingsError(AnausError):
+    """A setting is unknown, has a wrong value, or does not fit the rest."""
+
+
+class PluginError(AnausError):
+    """A plugin is unknown, broken, or answers wrongly."""
+
+
+class StoreError(AnausError):
+    """The store is from a newer version, damaged, or cannot be written."""
+
+
+class WeightsError(AnausError):
+    """Published weights are absent, truncated, of another model, or have a wrong hash."""
+
+
+class TrainingError(AnausError):
+    """Training cannot start or go on, such as a loss that is not finite."""
+
+
+class DataError(AnausError):
+    """Base of all errors about a data set; the message names the data set and its root."""
+
+
+class DatasetNotFound(DataError):
+    """The root is missing or empty."""
+
+
+class LayoutError(DataError):
+    """The root exists but does not have the data set's folders."""
+
+
+class WrongVersion(DataError):
+    """Another edition of the data set was recognised."""
+
+
+class MissingMask(DataError):
+    """An image has no mask where one is required."""
+
+
+class OrphanMask(DataError):
+    """A mask has no image."""
+
+
+class SizeMismatch(DataError):
+    """The sizes of an image and its mask differ."""
+
+
+class UnreadableFile(DataError):
+    """A file cannot be decoded."""
+
+
+class EmptyMask(DataError):
+    """A lesion image has an all-zero mask."""
+
+
+class LabelError(DataError):
+    """A class folder or prefix is unknown."""
+
+
+class CountMismatch(DataError):
+    """The number of samples differs from what is needed."""
+
+
+class LeakageError(DataError):
+    """A group stands in two folds, or a test image in the corpus."""

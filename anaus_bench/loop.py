@@ -1,0 +1,173 @@
+"""The one training loop: every stage that trains gives it a step, and gets progress, checkpoints and resuming.
+
+A step must be a function of its number and of the stateful objects alone. The loop seeds torch's generators from
+(seed, step) before each step, so a run that was killed continues bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from anaus_bench.errors import TrainingError
+from anaus_bench.interfaces import StageContext
+
+LOG_EVERY = 20
+
+
+class Stateful(Protocol):
+    """A module, an optimiser: what a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Clock:
+    """Seconds a loop waited for data; a step adds to it with `with clock:`."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.waited += time.perf_counter() - self._since
+
+
+def train(
+    ctx: StageContext,
+    *,
+    label: str,
+    steps: int,
+    step: Callable[[int], Mapping[str, Tensor]],
+    stateful: Mapping[str, Stateful],
+    images_per_step: int,
+    clock: Clock | None = None,
+) -> list[dict[str, float]]:
+    """Runs `step(0) ... step(steps - 1)` and returns the log: means over every `LOG_EVERY` steps.
+
+    On Ctrl-C the step under way is finished and saved before `KeyboardInterrupt` is raised; a second one raises at once.
+
+    Args:
+        ctx: Gives the seed, the folder for checkpoints and the progress display.
+        label: Names the loop to the user and its checkpoint file.
+        steps: Number of steps in all, those done before a kill included.
+        step: One optimiser step; returns scalars to log, with the loss under `loss`.
+        stateful: All that the steps change.
+        images_per_step: For the images/s shown.
+        clock: What `step` adds its waiting for data to.
+
+    Raises:
+        TrainingError: A logged value is not finite; nothing is published.
+    """
+    clock = clock or Clock()
+    checkpoint = ctx.resume / f"{label.replace(' ', '_')}.pt"
+    run = _Run()
+    if checkpoint.exists():
+        run = _load(checkpoint, stateful, ctx.device)
+    with ctx.progress.track(label, steps, done=run.done) as tracker, _interrupts() as interrupted:
+        if 0 < run.done < steps:
+            ctx.progress.note(f"{label}: resumed at step {run.done} of {steps}")
+        saved_at = time.monotonic()
+        while run.done < steps:
+            torch.manual_seed(step_seed(ctx.seed, run.done))
+            run.add(step(run.done))
+            if run.pending == LOG_EVERY or run.done == steps:
+                means = run.flush(label)
+                tracker.advance(run.done, images=run.flushed * images_per_step, waited=clock.waited, values=means)
+                clock.waited = 0.0
+            stop = interrupted.is_set()
+            if stop or time.monotonic() - saved_at >= ctx.checkpoint_seconds:
+                _save(checkpoint, run, stateful)
+                saved_at = time.monotonic()
+            if stop:
+                ctx.progress.note(f"{label}: interrupted; step {run.done} of {steps} is saved")
+                raise KeyboardInterrupt
+    return run.log
+
+
+class _Run:
+    """How far a loop is: steps done, the log, and the running sums of the steps not yet logged."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.pending = 0
+        self.flushed = 0
+        self.sums: dict[str, Tensor] = {}
+        self.log: list[dict[str, float]] = []
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            # float64: exact enough for the log to be the same after resuming.
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.done += 1
+        self.pending += 1
+
+    def flush(self, label: str) -> dict[str, float]:
+        means = {name: value.item() / self.pending for name, value in self.sums.items()}
+        for name, value in means.items():
+            if value - value != 0.0:  # nan or infinite
+                raise TrainingError(
+                    f"{label}: {name} is {value} between steps {self.done - self.pending + 1} and {self.done}; it must "
+                    "be finite. Lower the learning rate, lengthen the warm-up, or set the precision to fp32"
+                )
+        self.log.append({"step": float(self.done), **means})
+        self.flushed, self.pending, self.sums = self.pending, 0, {}
+        return means
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A seed in [0, 2**63) from (seed, step) by a fixed mixing function (splitmix64), the same on every platform."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C interrupts at once. Outside the main thread it is never set."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(*_: object) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _save(path: Path, run: _Run, stateful: Mapping[str, Stateful]) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save({"run": vars(run), "state": {name: holder.state_dict() for name, holder in stateful.items()}}, partial)
+    os.replace(partial, path)
+
+
+def _load(path: Path, stateful: Mapping[str, Stateful], device: torch.device) -> _Run:
+    saved = torch.load(path, map_location=device, weights_only=True)
+    for name, holder in stateful.items():
+        holder.load_state_dict(saved["state"][name])
+    run = _Run()
+    vars(run).update(saved["run"])
+    return run

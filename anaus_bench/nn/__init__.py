@@ -1,0 +1,1 @@
+"""Building blocks that two plugins or more share: encoder, heads, EMA, LARS, schedules, pooling."""

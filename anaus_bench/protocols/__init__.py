@@ -1,0 +1,1 @@
+"""Downstream protocols that tasks share."""

@@ -1,0 +1,1 @@
+"""Generated ultrasound: anatomy, scatterers, point spread function, scan conversion."""

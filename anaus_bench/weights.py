@@ -1,0 +1,153 @@
+"""Published weights: a path of the user's or the official download, checked by hash; never another file silently."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anaus_bench.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A published file.
+
+    Attributes:
+        title: What it is, for messages.
+        url: The official address.
+        sha256: Its digest, or as many first characters as are published.
+    """
+
+    title: str
+    url: str
+    sha256: str
+
+    @property
+    def file_name(self) -> str:
+        """Last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+
+IMAGENET = {
+    arch: PublishedWeights(f"ImageNet weights of {arch} (torchvision, IMAGENET1K_V1)", f"{_TORCHVISION}{arch}-{digest}.pth", digest)
+    for arch, digest in {
+        "resnet18": "f37072fd",
+        "resnet50": "0676ba61",
+        "resnet101": "63fe2227",
+        "resnet152": "394f9c45",
+    }.items()
+}
+
+
+def weights_identity(source: str, published: PublishedWeights) -> str:
+    """What stands for the weights in a key: the published digest for `official`, else the file's own.
+
+    Raises:
+        WeightsError: The file is absent.
+    """
+    if source == "official":
+        return published.sha256
+    return file_digest(_existing(source, published))
+
+
+def load_weights(source: str, published: PublishedWeights) -> Mapping[str, Tensor]:
+    """State dict from `source`: `official` (cached in `ANAUS_WEIGHTS` or ~/.cache/anaus-bench, downloaded if need be) or a path.
+
+    A file under its published name must have the published digest.
+
+    Raises:
+        WeightsError: Absent, not to be downloaded, of a wrong digest, or no state dict.
+    """
+    path = _official(published) if source == "official" else _existing(source, published)
+    if path.name == published.file_name:
+        _check_digest(path, published)
+    return read_state(path)
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """State dict of a `.safetensors` or torch file; runs no code of the file.
+
+    Raises:
+        WeightsError: The file is truncated or holds no state dict.
+    """
+    import pickle
+
+    import safetensors.torch
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path} cannot be read as weights ({reason}); download it again") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict", state.get("model")), Mapping):
+        state = state.get("state_dict", state.get("model"))
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state dict of tensors; expected a file such as torch.save(net.state_dict())")
+    return state
+
+
+def file_digest(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def weights_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("ANAUS_WEIGHTS", Path.home() / ".cache" / "anaus-bench" / "weights"))
+
+
+def _existing(source: str, published: PublishedWeights) -> Path:
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"weights {source!r} not found; expected 'official' or the path of {published.title} "
+            f"(published as {published.file_name})"
+        )
+    return path
+
+
+def _official(published: PublishedWeights) -> Path:
+    import urllib.error
+    import urllib.request
+
+    path = weights_folder() / published.file_name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with urllib.request.urlopen(published.url, timeout=30) as response, partial.open("wb") as stream:
+            while block := response.read(1 << 20):
+                stream.write(block)
+        _check_digest(partial, published)
+        os.replace(partial, path)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise WeightsError(
+            f"{published.title} cannot be downloaded from {published.url} ({error}); fetch {published.file_name} on a "
+            f"machine with internet and put it into {path.parent}, or give its path"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _check_digest(path: Path, published: PublishedWeights) -> None:
+    found = file_digest(path)
+    if not found.startswith(published.sha256):
+        raise WeightsError(
+            f"{path} has sha256 {found[:12]}..., expected {published.sha256[:12]}... ({published.title}); "
+            "the file is damaged or another model: download it again"
+        )
