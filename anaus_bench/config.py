@@ -93,7 +93,7 @@ def check_known(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
     """
     for name in names:
         if name not in known:
-            raise SettingsError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+            raise SettingsError(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 
 def _explain(cls: type[Settings], section: str, item: Any) -> str:
@@ -105,5 +105,5 @@ def _explain(cls: type[Settings], section: str, item: Any) -> str:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field is not None else None
     known = sorted(getattr(model, "model_fields", {}))
-    hint = did_you_mean(str(item["loc"][-1]), known) or f"; known here: {', '.join(known)}"
+    hint = did_you_mean(str(item["loc"][-1]), known) or f" (known here: {', '.join(known)})"
     return f"unknown setting {path!r}{hint}"

@@ -70,6 +70,14 @@ class LabelError(DataError):
     """A class folder or prefix is unknown."""
 
 
+class DuplicateId(DataError):
+    """Two samples have one id."""
+
+
+class BadMaskValues(DataError):
+    """A mask holds values outside the known set."""
+
+
 class CountMismatch(DataError):
     """The number of samples differs from what is needed."""
 

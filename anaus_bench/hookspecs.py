@@ -14,6 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from anaus_bench.executors import Executor
     from anaus_bench.interfaces import Dataset, MaskSource, Objective, Task
+    from anaus_bench.plan import Stage
 
 hookspec = pluggy.HookspecMarker("anaus_bench")
 hookimpl = pluggy.HookimplMarker("anaus_bench")
@@ -40,10 +41,10 @@ def anaus_tasks() -> Sequence[type[Task[Any]]]:
 
 
 @hookspec
-def anaus_executors() -> Sequence[type[Executor]]:
+def anaus_executors() -> Sequence[type[Executor[Any]]]:
     """Return the executor classes this plugin offers."""
 
 
 @hookspec
-def anaus_stage_finished(stage: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def anaus_stage_finished(stage: Stage, record: Mapping[str, Any]) -> None:
     """Called after a stage has run and its result is in the store; not called for cached stages."""

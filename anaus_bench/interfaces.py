@@ -46,6 +46,14 @@ class Plugin(Generic[S]):
     def __init__(self, settings: S) -> None:
         self.settings = settings
 
+    def identity(self) -> dict[str, str]:
+        """What shapes the results but does not stand in the settings, such as the digest of a weights file; enters keys."""
+        return {}
+
+    def describe(self) -> dict[str, str]:
+        """What a reader of a result must know, such as a random start; shown and recorded."""
+        return {}
+
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
@@ -55,7 +63,7 @@ class Sample:
     """One image (or one frame of a video) of a data set.
 
     Attributes:
-        sample_id: Unique and stable: the path relative to the root, plus `#<frame>` for a frame of a video file.
+        sample_id: Unique and stable: the path relative to the root, plus `#<frame>` for a frame of a video.
         group_id: Unit of leakage (patient, else video, else near-duplicate group): never split over folds.
         path: File relative to the root.
         mask_paths: Mask files relative to the root; their union is the mask.
@@ -146,7 +154,9 @@ class Dataset(Plugin[S]):
         """Writes about `count` generated images in this data set's official layout into the empty folder `root`."""
         from anaus_bench.errors import DataError
 
-        raise DataError(f"data set {self.name!r} cannot be generated; give its folder with --data-root {self.name}=PATH")
+        raise DataError(
+            f"data set {self.name!r} cannot be generated; give its folder with --data-root {self.name}=PATH"
+        )
 
 
 # ---- mask sources ----------------------------------------------------------------------------------------------------
@@ -200,11 +210,13 @@ class Objective(Plugin[S]):
     Attributes:
         needs: What the corpus must have; checked before training.
         trains: False for initialisations, which only build an encoder.
+        initialisation: What the encoder must start from; None leaves it to the pre-training settings.
         makes_own_groups: Whether it can group pixels itself, so that masks are optional.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     trains: ClassVar[bool] = True
+    initialisation: ClassVar[Literal["imagenet", "random"] | None] = None
     makes_own_groups: ClassVar[bool] = False
 
     def pyramid(self) -> bool:
@@ -353,6 +365,19 @@ class StageContext:
     seed: int
     progress: Progress
     checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Where a stage finds what it works on.
+
+    Attributes:
+        folders: Role -> folder of the input's artifact.
+        roots: Data set name -> folder of the user's data.
+    """
+
+    folders: Mapping[str, Path]
+    roots: Mapping[str, Path]
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

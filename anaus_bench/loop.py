@@ -6,6 +6,7 @@ A step must be a function of its number and of the stateful objects alone. The l
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import threading
@@ -27,9 +28,13 @@ LOG_EVERY = 20
 class Stateful(Protocol):
     """A module, an optimiser: what a checkpoint keeps."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All state, as tensors and plain values."""
+        ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Takes that state back."""
+        ...
 
 
 class Clock:
@@ -58,7 +63,7 @@ def train(
 ) -> list[dict[str, float]]:
     """Runs `step(0) ... step(steps - 1)` and returns the log: means over every `LOG_EVERY` steps.
 
-    On Ctrl-C the step under way is finished and saved before `KeyboardInterrupt` is raised; a second one raises at once.
+    On Ctrl-C the step under way is finished and saved before `KeyboardInterrupt` is raised; a second raises at once.
 
     Args:
         ctx: Gives the seed, the folder for checkpoints and the progress display.
@@ -171,3 +176,11 @@ def _load(path: Path, stateful: Mapping[str, Stateful], device: torch.device) ->
     run = _Run()
     vars(run).update(saved["run"])
     return run
+
+
+def write_log(path: Path, log: list[dict[str, float]]) -> None:
+    """Writes what `train` returned as CSV, one column per logged value."""
+    with path.open("w", newline="") as stream:
+        table = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(name for row in log for name in row)))
+        table.writeheader()
+        table.writerows(log)

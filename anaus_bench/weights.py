@@ -38,7 +38,9 @@ class PublishedWeights:
 _TORCHVISION = "https://download.pytorch.org/models/"
 
 IMAGENET = {
-    arch: PublishedWeights(f"ImageNet weights of {arch} (torchvision, IMAGENET1K_V1)", f"{_TORCHVISION}{arch}-{digest}.pth", digest)
+    arch: PublishedWeights(
+        f"ImageNet weights of {arch} (torchvision, IMAGENET1K_V1)", f"{_TORCHVISION}{arch}-{digest}.pth", digest
+    )
     for arch, digest in {
         "resnet18": "f37072fd",
         "resnet50": "0676ba61",
@@ -60,7 +62,7 @@ def weights_identity(source: str, published: PublishedWeights) -> str:
 
 
 def load_weights(source: str, published: PublishedWeights) -> Mapping[str, Tensor]:
-    """State dict from `source`: `official` (cached in `ANAUS_WEIGHTS` or ~/.cache/anaus-bench, downloaded if need be) or a path.
+    """State dict from `source`: a path, or `official`: `weights_folder()`, downloaded if need be.
 
     A file under its published name must have the published digest.
 
@@ -94,7 +96,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict", state.get("model")), Mapping):
         state = state.get("state_dict", state.get("model"))
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict of tensors; expected a file such as torch.save(net.state_dict())")
+        raise WeightsError(
+            f"{path} holds no state dict of tensors; expected a file such as torch.save(net.state_dict())"
+        )
     return state
 
 
@@ -105,7 +109,7 @@ def file_digest(path: Path) -> str:
 
 
 def weights_folder() -> Path:
-    """Where downloads are kept."""
+    """Where downloads are kept: `ANAUS_WEIGHTS`, else a folder of the user's cache."""
     return Path(os.environ.get("ANAUS_WEIGHTS", Path.home() / ".cache" / "anaus-bench" / "weights"))
 
 

@@ -72,7 +72,9 @@ class PackedCorpus:
         return np.array([entry.label for entry in self.entries], dtype=np.int64)
 
 
-def letterbox(array: NDArray[np.uint8], size: int, *, labels: bool) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
+def letterbox(
+    array: NDArray[np.uint8], size: int, *, labels: bool
+) -> tuple[NDArray[np.uint8], tuple[int, int, int, int]]:
     """(H, W) resized into (size, size) with its aspect ratio kept, zeros around; and the box it fills.
 
     Args:

@@ -2,13 +2,28 @@
 
 A step draws one parameter table on the CPU (so that the draw is the same on every device), then crops, flips, jitters,
 blurs, solarises and normalises the whole batch at once. Label maps follow the same crop and flip, by nearest neighbour.
+
+The images are gray: one channel is computed and `normalise` makes three of it. Saturation, hue and grayscale change
+nothing on gray images and are not computed; brightness and contrast keep torchvision's meaning and random order.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from anaus_bench.loop import step_seed
+
+CROP_TRIES = 10
+BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels
+SOLARISE_THRESHOLD = 128 / 255
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,12 @@ class View:
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a view was cut: boxes (B, 4) float32 (top, left, height, width) in packed source pixels, un-flipped; flip (B,) bool."""
+    """Where a view was cut, on the CPU.
+
+    Attributes:
+        box: (B, 4) float32 whole numbers (top, left, height, width) in packed source pixels, un-flipped.
+        flip: (B,) bool, whether the cut was mirrored left to right.
+    """
 
     box: Tensor
     flip: Tensor
@@ -57,7 +77,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Photometry:
-    """One draw of photometric parameters, each (B,), identity where not applied.
+    """One draw of photometric parameters, each (B,) on the CPU, identity where not applied.
 
     Attributes:
         brightness, contrast: Factors (1 = none).
@@ -80,15 +100,15 @@ class Batch:
     Attributes:
         views: V tensors (B, 3, size, size) float32, normalised.
         label_maps: V tensors (B, size, size) uint8, or empty without masks.
-        crops: V crops.
-        photometry: V photometric draws.
+        crops: V crops, on the CPU.
+        photometry: V photometric draws, on the CPU.
         recipes: V recipes.
         source: (B, 1, S, S) uint8 packed images, so that an objective can cut its own crop.
         source_masks: (B, S, S) uint8 packed label maps, or None.
         indices: (B,) int64 positions in the corpus.
         labels: (B,) int64 class labels, -1 = none.
         step: Number of the step, from 0.
-        seed: Seed of this step; draw further randomness from a generator seeded with it.
+        seed: Seed of this step for whatever an objective draws; the views were drawn from another stream.
     """
 
     views: tuple[Tensor, ...]
@@ -103,3 +123,251 @@ class Batch:
     step: int
     seed: int
 
+
+def make_batch(
+    images: Tensor | NDArray[np.uint8],
+    masks: Tensor | NDArray[np.uint8] | None,
+    boxes: Tensor | NDArray[np.float32],
+    labels: Tensor | NDArray[np.int64],
+    indices: Tensor,
+    recipes: Sequence[View],
+    seed: int,
+    step: int,
+    device: torch.device | None = None,
+) -> Batch:
+    """The batch of one step, a function of `indices`, `seed` and `step`.
+
+    Args:
+        images: (N, S, S) uint8, a tensor on any device or a memory map.
+        masks: (N, S, S) uint8 label maps aligned with `images`, or None.
+        boxes: (N, 4) valid boxes (top, left, height, width) in packed pixels, on the CPU.
+        labels: (N,) int64 class labels, -1 = none.
+        indices: (B,) int64 rows to take, on the CPU.
+        recipes: One per view.
+        seed: Seed of the run.
+        step: Number of the step, from 0.
+        device: Where the batch goes; by default where `images` is.
+    """
+    if device is None:
+        device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    own_seed = step_seed(seed, step)
+    generator = torch.Generator().manual_seed(own_seed)
+    valid = _rows(boxes, indices, torch.device("cpu")).float()
+    crops = tuple(draw_crops(recipe, valid, generator) for recipe in recipes)
+    photometry = tuple(draw_photometry(recipe, len(indices), generator) for recipe in recipes)
+
+    packed = _rows(images, indices, device)[:, None]  # (B, 1, S, S)
+    maps = None if masks is None else _rows(masks, indices, device)
+    source = packed.float().div_(255)
+    views = tuple(
+        normalise(photometric(resample(source, crop, recipe.size, recipe.interpolation), draw), recipe)
+        for recipe, crop, draw in zip(recipes, crops, photometry, strict=True)
+    )
+    return Batch(
+        views=views,
+        label_maps=()
+        if maps is None
+        else tuple(resample_labels(maps, crop, recipe.size) for recipe, crop in zip(recipes, crops, strict=True)),
+        crops=crops,
+        photometry=photometry,
+        recipes=tuple(recipes),
+        source=packed,
+        source_masks=maps,
+        indices=indices,
+        labels=_rows(labels, indices, device),
+        step=step,
+        seed=step_seed(own_seed, 1),
+    )
+
+
+def draw_crops(recipe: View, boxes: Tensor, generator: torch.Generator) -> Crop:
+    """Random resized crops within the valid boxes, as torchvision's `RandomResizedCrop` draws them within an image.
+
+    A crop that does not fit is drawn again, ten times in all; after that the largest central crop of an allowed ratio
+    is taken.
+
+    Args:
+        recipe: Gives the ranges of area and ratio and the probability of a flip.
+        boxes: (B, 4) float32 valid boxes (top, left, height, width), whole numbers.
+        generator: On the CPU.
+    """
+    count = len(boxes)
+    top, left, full_height, full_width = boxes[:, :, None].unbind(dim=1)  # each (B, 1)
+    low, high = recipe.crop_ratio
+    area = full_height * full_width * _uniform((count, CROP_TRIES), recipe.crop_area, generator)
+    ratio = _uniform((count, CROP_TRIES), (math.log(low), math.log(high)), generator).exp()
+    offset = torch.rand(2, count, 1, generator=generator)
+    flip = torch.rand(count, generator=generator) < recipe.flip
+
+    heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (heights >= 1) & (heights <= full_height) & (widths >= 1) & (widths <= full_width)  # (B, tries)
+    first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(dim=1, keepdim=True)
+    central_height = torch.minimum(full_height, (full_width / low).round().clamp(min=1))
+    central_width = torch.minimum(full_width, (full_height * high).round().clamp(min=1))
+    height = torch.where(found, heights.gather(1, first), central_height)
+    width = torch.where(found, widths.gather(1, first), central_width)
+
+    def place(spare: Tensor, share: Tensor) -> Tensor:
+        drawn = torch.minimum((share * (spare + 1)).floor(), spare)
+        return torch.where(found, drawn, (spare / 2).floor())
+
+    box = [top + place(full_height - height, offset[0]), left + place(full_width - width, offset[1]), height, width]
+    return Crop(torch.cat(box, dim=1), flip)
+
+
+def draw_photometry(recipe: View, count: int, generator: torch.Generator) -> Photometry:
+    """Parameters of jitter, blur (scaled from 224 to the view's size) and solarisation for `count` images."""
+    draws = torch.rand(7, count, generator=generator)
+    jittered = draws[0] < recipe.jitter
+
+    def factor(share: Tensor, half_range: float) -> Tensor:
+        low = max(0.0, 1 - half_range)
+        return torch.where(jittered, low + share * (1 + half_range - low), 1.0)
+
+    low, high = recipe.blur_sigma
+    sigma = (low + draws[5] * (high - low)) * recipe.size / 224
+    return Photometry(
+        brightness=factor(draws[1], recipe.brightness),
+        contrast=factor(draws[2], recipe.contrast),
+        contrast_first=draws[3] < 0.5,
+        sigma=torch.where(draws[4] < recipe.blur, sigma, 0.0),
+        solarise=draws[6] < recipe.solarise,
+    )
+
+
+def overlap_box(first: Crop, second: Crop) -> Tensor:
+    """Intersection of crops: boxes (B, 4) float32 (top, left, height, width) in un-flipped packed pixels.
+
+    Height or width is 0 or negative where there is none.
+    """
+    start = torch.maximum(first.box[:, :2], second.box[:, :2])
+    end = torch.minimum(first.box[:, :2] + first.box[:, 2:], second.box[:, :2] + second.box[:, 2:])
+    return torch.cat([start, end - start], dim=1)
+
+
+def resample(source: Tensor, crop: Crop, size: int, interpolation: str) -> Tensor:
+    """Cuts, resizes and flips by one matrix product per axis: (B, 1, size, size) float32 in [0, 1].
+
+    The weights are those of PIL's and torchvision's antialiased resizing of the cut-out; what bicubic overshoots is
+    clipped.
+
+    Args:
+        source: (B, 1, S, S) float32 in [0, 1].
+        crop: Where to cut.
+        size: Side of the result.
+        interpolation: `bicubic` or `bilinear`.
+    """
+    side, box = source.shape[-1], crop.box.to(source.device, non_blocking=True)
+    rows = _resizing_matrix(box[:, 0], box[:, 2], _positions(size, torch.zeros_like(crop.flip)), side, interpolation)
+    columns = _resizing_matrix(box[:, 1], box[:, 3], _positions(size, crop.flip), side, interpolation)
+    cut = rows @ source[:, 0] @ columns.transpose(1, 2)
+    return cut.clamp_(0, 1)[:, None]
+
+
+def resample_labels(maps: Tensor, crop: Crop, size: int) -> Tensor:
+    """Cuts, resizes and flips label maps (B, S, S) by the nearest pixel centre: (B, size, size), no new ids."""
+    box = crop.box.long()
+    rows = box[:, :1] + (2 * _positions(size, torch.zeros_like(crop.flip)) + 1) * box[:, 2:3] // (2 * size)
+    columns = box[:, 1:2] + (2 * _positions(size, crop.flip) + 1) * box[:, 3:] // (2 * size)
+    rows, columns = (index.to(maps.device, non_blocking=True) for index in (rows, columns))
+    wide = maps.gather(1, rows[:, :, None].expand(-1, -1, maps.shape[-1]))  # (B, size, S)
+    return wide.gather(2, columns[:, None].expand(-1, size, -1))
+
+
+def photometric(images: Tensor, photometry: Photometry) -> Tensor:
+    """Jitter, blur, then solarisation of images (B, 1, H, H) float32 in [0, 1]; as many come back, in [0, 1]."""
+    images = _blur(_jitter(images, photometry), photometry.sigma)
+    solarised = photometry.solarise.to(images.device, non_blocking=True)[:, None, None, None]
+    return torch.where(solarised & (images >= SOLARISE_THRESHOLD), 1 - images, images)
+
+
+def normalise(images: Tensor, recipe: View) -> Tensor:
+    """Three normalised channels (B, 3, H, W) float32 of images (B, 1, H, W) in [0, 1]."""
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
+    return torch.addcmul(-mean / std, images, 1 / std)
+
+
+def _rows(array: Tensor | NDArray[Any], indices: Tensor, device: torch.device) -> Tensor:
+    if isinstance(array, Tensor):
+        return array[indices.to(array.device)].to(device, non_blocking=True)
+    rows = torch.from_numpy(np.asarray(array[indices.numpy()]))
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
+
+
+def _uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(shape, generator=generator)
+
+
+def _positions(size: int, flip: Tensor) -> Tensor:
+    """(B, size) int64: 0, 1, ..., or its reverse where flipped."""
+    positions = torch.arange(size)
+    return torch.where(flip.cpu()[:, None], positions.flip(0), positions)
+
+
+def _resizing_matrix(start: Tensor, length: Tensor, positions: Tensor, side: int, interpolation: str) -> Tensor:
+    """(B, size, side): row i weighs the source pixels in [start, start + length) for output `positions[:, i]`."""
+    size = positions.shape[1]
+    reach, kernel = _KERNELS[interpolation]
+    taps = torch.arange(math.ceil(2 * reach * max(side / size, 1)) + 1, device=start.device)
+    scale = (length / size)[:, None, None]
+    stretch = scale.clamp(min=1)  # antialiasing: the kernel covers at least one source pixel of the shrunk image
+    centre = (positions.to(start.device, non_blocking=True)[:, :, None] + 0.5) * scale  # within the cut-out
+    index = (centre - reach * stretch).floor() + taps  # (B, size, taps)
+    weight = kernel((index + 0.5 - centre) / stretch) * ((index >= 0) & (index < length[:, None, None]))
+    weight = weight / weight.sum(dim=2, keepdim=True)
+    return _banded(index + start[:, None, None], weight, side)
+
+
+def _banded(index: Tensor, weight: Tensor, width: int) -> Tensor:
+    """(B, n, width) from the few entries (B, n, taps) of each row; entries of one column are added."""
+    matrix = weight.new_zeros(*weight.shape[:2], width)
+    return matrix.scatter_add_(2, index.long().clamp(0, width - 1).expand_as(weight), weight)
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution with a = -1/2."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+_KERNELS = {"bilinear": (1, _triangle), "bicubic": (2, _cubic)}
+
+
+def _jitter(images: Tensor, photometry: Photometry) -> Tensor:
+    """Brightness and contrast in the drawn order, each clipped: a blend with black, or with the image's mean."""
+    table = torch.stack([photometry.brightness, photometry.contrast, photometry.contrast_first.float()])
+    brightness, contrast, order = table.to(images.device, non_blocking=True)[..., None, None, None]
+    contrast_first = order > 0
+    for is_contrast in (contrast_first, ~contrast_first):
+        factor = torch.where(is_contrast, contrast, brightness)
+        anchor = torch.where(is_contrast, images.mean(dim=(1, 2, 3), keepdim=True), 0.0)
+        images = torch.lerp(anchor, images, factor).clamp_(0, 1)
+    return images
+
+
+def _blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur with reflected borders, one matrix product per axis, of the images with sigma > 0."""
+    chosen = sigma.nonzero().flatten()
+    if len(chosen) == 0:
+        return images
+    place = chosen.to(images.device, non_blocking=True)
+    matrix = _blurring_matrix(sigma[chosen].to(images.device, non_blocking=True), images.shape[-1])
+    blurred = matrix @ images[place, 0] @ matrix.transpose(1, 2)
+    return images.index_copy(0, place, blurred[:, None])
+
+
+def _blurring_matrix(sigma: Tensor, side: int) -> Tensor:
+    """(B, side, side): convolution with a Gaussian of `sigma` (B,) pixels, cut at a radius of 11 pixels per 224."""
+    radius = max(1, round(BLUR_RADIUS_AT_224 * side / 224))
+    taps = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = torch.exp(-0.5 * (taps / sigma[:, None]).square())
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, taps)
+    index = (torch.arange(side, device=sigma.device)[:, None] + taps).abs()
+    index = side - 1 - (side - 1 - index).abs()  # (side, taps), reflected at both borders
+    return _banded(index[None], kernel[:, None].expand(-1, side, -1), side)

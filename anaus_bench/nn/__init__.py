@@ -1,1 +1,1 @@
-"""Building blocks that two plugins or more share: encoder, heads, EMA, LARS, schedules, pooling."""
+"""Building blocks that two plugins or more share: encoder, heads, EMA, LARS, schedules, pooling, contrastive losses."""

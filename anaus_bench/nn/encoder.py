@@ -57,6 +57,7 @@ class Encoder(nn.Module):
         backbone: torchvision's modules under torchvision's names (conv1, bn1, layer1..layer4).
         feature_dim: Channels of C5 and length of `vector`.
         channels: Channels of the map of each stride.
+        card: Where the weights are from; set by `load_encoder`.
     """
 
     def __init__(self, arch: str, pyramid: bool) -> None:
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
             raise SettingsError(f"unknown backbone {arch!r}; known: {', '.join(IMAGENET)}")
         net = torchvision.models.get_model(arch, weights=None)
         self.arch = arch
+        self.card: EncoderCard | None = None
         self.backbone = nn.Sequential()
         for name, module in net.named_children():
             if name not in ("avgpool", "fc"):
@@ -129,8 +131,8 @@ def save_encoder(path: Path, encoder: Encoder, card: EncoderCard) -> None:
     safetensors.torch.save_file(state, path, metadata={"card": json.dumps(asdict(card))})
 
 
-def load_encoder(path: Path) -> tuple[Encoder, EncoderCard]:
-    """Encoder with its weights on the CPU, and its card.
+def load_encoder(path: Path) -> Encoder:
+    """Encoder with its weights on the CPU, and with its card.
 
     Raises:
         WeightsError: Damaged, or not written by `save_encoder`.
@@ -140,9 +142,10 @@ def load_encoder(path: Path) -> tuple[Encoder, EncoderCard]:
             card = EncoderCard(**json.loads((stream.metadata() or {})["card"]))
         encoder = Encoder(card.arch, card.pyramid)
         encoder.load_state_dict(safetensors.torch.load_file(path))
+        encoder.card = card
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} is no encoder of anaus-bench ({error}); pre-train it again") from error
-    return encoder, card
+    return encoder
 
 
 def load_imagenet(encoder: Encoder, source: str) -> None:

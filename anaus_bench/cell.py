@@ -1,0 +1,108 @@
+"""A cell of the benchmark: method x masks x backbone x corpus x task x seed, and the settings that no plugin owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from anaus_bench.config import Settings
+
+
+class CorpusSettings(Settings):
+    """How a corpus is packed."""
+
+    size: int = Field(256, ge=16, le=1024, description="Side of the packed images in pixels; views are cut from them.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"demo": {"size": 128}, "tiny": {"size": 64}}
+
+
+class PhantomSettings(Settings):
+    """How many images are generated where a data set is not given (presets `demo` and `tiny`, data set `phantom`)."""
+
+    train: int = Field(2000, ge=4, description="Images to pre-train on and to fit a mask source on.")
+    task: int = Field(160, ge=4, description="Images of a task.")
+    size: int = Field(256, ge=32, le=1024, description="Side in pixels.")
+    seed: int = Field(0, ge=0, description="Seed of the patients; those of tasks differ from those of corpora.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "demo": {"train": 240, "task": 60},
+        "tiny": {"train": 24, "task": 12, "size": 96},
+    }
+
+
+class PretrainSettings(Settings):
+    """The protocol that all objectives share (`matched`): AnaUS Sec. 3.1 and its released configuration."""
+
+    size: int = Field(224, ge=32, description="Side of the views in pixels; a multiple of 32.", multiple_of=32)
+    batch: int = Field(192, ge=2, description="Images per step, over all devices.")
+    epochs: int = Field(300, ge=1, description="Passes over the corpus; steps = epochs x floor(images / batch).")
+    steps: int | None = Field(None, ge=1, description="Number of steps, in place of epochs.")
+    optimiser: Literal["lars", "sgd", "adamw"] = Field(
+        "lars", description="LARS as in BYOL; SGD and AdamW as in torch."
+    )
+    base_lr: float = Field(0.3, gt=0, description="Learning rate per 256 images; lr = base_lr x batch / 256.")
+    weight_decay: float = Field(1e-6, ge=0, description="Not applied to biases and norm parameters.")
+    sgd_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of LARS and SGD.")
+    lars: Literal["standard", "official"] = Field(
+        "standard", description="Denominator and momentum buffer of LARS: BYOL's, or those of the authors' code."
+    )
+    warmup_epochs: float = Field(3, ge=0, description="Linear warm-up from 0, in epochs (with steps: of `epochs`).")
+    init: Literal["imagenet", "random"] = Field(
+        "imagenet", description="What the encoder starts from (AnaUS Sec. 3.1)."
+    )
+    weights: str = Field("official", description="ImageNet weights: official (torchvision, by hash) or a path.")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, else fp32.")
+    channels_last: bool = Field(True, description="Memory format of images and convolutions.")
+    compile: bool = Field(False, description="torch.compile the networks.")
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "official": {"init": "random", "lars": "official"},
+        "demo": {"size": 64, "batch": 16, "steps": 40, "init": "random"},
+        "tiny": {"size": 32, "batch": 4, "steps": 2, "init": "random"},
+    }
+
+
+# Section of the settings that no plugin owns -> its class.
+CORE_SETTINGS: Mapping[str, type[Settings]] = {
+    "corpus": CorpusSettings,
+    "phantom": PhantomSettings,
+    "pretrain": PretrainSettings,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a user asks for.
+
+    Attributes:
+        method: Name of an objective.
+        task: Name of a task.
+        masks: Name of a mask source, or None.
+        corpus: Data sets to pre-train on, joined by `+`; None: that of the preset.
+        backbone: Encoder architecture.
+        seed: Seed of pre-training and fine-tuning.
+        preset: Which values the settings start from.
+        overrides: Section -> values of the user's.
+    """
+
+    method: str
+    task: str
+    masks: str | None = None
+    corpus: str | None = None
+    backbone: str = "resnet18"
+    seed: int = 0
+    preset: str = "paper"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_phantoms(self) -> bool:
+        """Whether data sets without a folder are generated."""
+        return self.preset in ("demo", "tiny")
+
+    def corpus_names(self) -> list[str]:
+        """Names of the corpus's data sets; the paper's corpus is Butterfly + CAMUS."""
+        corpus = self.corpus or ("phantom" if self.on_phantoms else "butterfly+camus")
+        return [name.strip() for name in corpus.split("+")]

@@ -1,0 +1,169 @@
+"""Decoding of still images, masks and videos to 8-bit gray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from anaus_bench.errors import SizeMismatch, UnreadableFile
+from anaus_bench.interfaces import Picture
+
+if TYPE_CHECKING:
+    import av
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mpeg", ".mpg", ".gif", ".mkv")
+MAX_PIXELS = 2**26  # far above any ultrasound image; a small file can claim gigabytes
+EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+
+
+def read_gray(path: Path) -> NDArray[np.uint8]:
+    """(H, W) uint8 gray of an image file (ITU-R 601 luma for colours; transparency is ignored).
+
+    Raises:
+        UnreadableFile: Missing, damaged, truncated, larger than `MAX_PIXELS`, or of more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableFile(
+                    f"{str(path)!r} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
+                )
+            if image.mode not in EIGHT_BIT:
+                raise UnreadableFile(
+                    f"{str(path)!r} has pixels of mode {image.mode!r}; expected 8 bits: "
+                    "convert it with the grey window you want"
+                )
+            return np.array(image.convert("L"), dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
+
+
+def read_picture(root: Path, path: str, mask_paths: Sequence[str]) -> Picture:
+    """An image and the union of its masks (1 where a mask exceeds 127, else 0); no mask without `mask_paths`.
+
+    Raises:
+        UnreadableFile: A file cannot be decoded.
+        SizeMismatch: A mask has another size than the image.
+    """
+    image = read_gray(root / path)
+    if not mask_paths:
+        return Picture(image)
+    union = np.zeros(image.shape, dtype=bool)
+    for mask_path in mask_paths:
+        mask = read_gray(root / mask_path)
+        if mask.shape != image.shape:
+            raise SizeMismatch(
+                f"{str(root / mask_path)!r} has {mask.shape[1]} x {mask.shape[0]} pixels, "
+                f"its image {path!r} {image.shape[1]} x {image.shape[0]}; both must be of one size"
+            )
+        union |= mask > 127
+    return Picture(image, union.astype(np.uint8))
+
+
+def count_frames(path: Path) -> int:
+    """Number of frames of a video file: what the container says, else as many as can be decoded.
+
+    Raises:
+        UnreadableFile: Not a video, damaged, or without frames.
+    """
+    with _Decoder(path) as decoder:
+        count = decoder.promised or sum(1 for _ in decoder.frames())
+    if not count:
+        raise UnreadableFile(f"{str(path)!r} holds no frame; expected a video")
+    return count
+
+
+class VideoReader:
+    """Reads single frames of video files; in order, each frame is decoded once.
+
+    The decoder of the last file stays open at the frame that comes next.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._decoder: _Decoder | None = None
+        self._frames: Iterator[NDArray[np.uint8]] = iter(())
+        self._next = 0
+
+    def frame(self, path: Path, number: int) -> NDArray[np.uint8]:
+        """(H, W) uint8 gray of frame `number`, from 0.
+
+        Raises:
+            UnreadableFile: Not a video, damaged, or with fewer frames.
+        """
+        if path != self._path or number < self._next:
+            self._open(path)
+        for frame in self._frames:
+            self._next += 1
+            if self._next > number:
+                return frame
+        found = self._next
+        self.close()
+        raise UnreadableFile(
+            f"{str(path)!r} ends after {found} frames, frame {number} was expected; copy or download it again"
+        )
+
+    def close(self) -> None:
+        """Closes the open file, if any."""
+        if self._decoder is not None:
+            self._decoder.close()
+        self._path, self._decoder, self._frames, self._next = None, None, iter(()), 0
+
+    def _open(self, path: Path) -> None:
+        self.close()
+        self._decoder = _Decoder(path)
+        self._path, self._frames = path, self._decoder.frames()
+
+
+class _Decoder:
+    """An open video file whose errors are `UnreadableFile`."""
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self._path = path
+        try:
+            self._container = av.open(str(path))
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise UnreadableFile(
+                f"{str(path)!r} cannot be opened as a video: {error}; copy or download it again"
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise UnreadableFile(f"{str(path)!r} has no video stream; expected a video")
+        self._stream = self._container.streams.video[0]
+
+    @property
+    def promised(self) -> int:
+        """Number of frames according to the container; 0 where it does not say."""
+        return int(self._stream.frames)
+
+    def frames(self) -> Iterator[NDArray[np.uint8]]:
+        """All frames in order, (H, W) uint8."""
+        import av
+
+        try:
+            for frame in self._container.decode(self._stream):
+                yield _gray(frame)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise UnreadableFile(
+                f"{str(self._path)!r} cannot be decoded: {error}; copy or download it again"
+            ) from error
+
+    def close(self) -> None:
+        self._container.close()
+
+    def __enter__(self) -> _Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _gray(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(frame.to_ndarray(format="gray"), dtype=np.uint8)

@@ -1,0 +1,234 @@
+"""Folders of data sets, checked by names and sizes: what is there, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anaus_bench.errors import (
+    DataError,
+    DatasetNotFound,
+    LayoutError,
+    MissingMask,
+    OrphanMask,
+    UnreadableFile,
+    WrongVersion,
+)
+from anaus_bench.interfaces import Dataset
+
+ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+LFS_POINTER = b"version https://git-lfs"
+MARKER = "PHANTOM.txt"
+LEAST_SIZE = 32
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a data set: `path` relative to the root with forward slashes, `size` in bytes."""
+
+    path: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Name without its folder."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """Name without folder and suffix."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def folder(self) -> str:
+        """Folder relative to the root; empty for the root itself."""
+        return self.path.rpartition("/")[0]
+
+
+def natural_key(name: str) -> tuple[tuple[int | str, ...], str]:
+    """Sort key in which numbers count as numbers: `frame2` before `frame10`."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))), name
+
+
+def check_root(dataset: Dataset[Any], root: Path) -> None:
+    """Refuses a root that is missing or empty.
+
+    Raises:
+        DatasetNotFound: With where to get the data and how to say where it is.
+    """
+    if root.is_dir() and any(root.iterdir()):
+        return
+    found = "is empty" if root.is_dir() else "does not exist" if not root.exists() else "is a file, not a folder"
+    generated = type(dataset).write_phantoms is not Dataset.write_phantoms
+    raise DatasetNotFound(
+        f"{dataset.name}: {str(root)!r} {found}; {dataset.how_to_get} Then pass --data-root {dataset.name}=PATH"
+        + ("; or use the demo preset, which generates images" if generated else "")
+    )
+
+
+def find_base(dataset: Dataset[Any], root: Path, wrappers: Sequence[str], folders: Sequence[str]) -> Path:
+    """The folder, `root` itself or one of its `wrappers`, that holds all of `folders`.
+
+    Raises:
+        DatasetNotFound: Root missing or empty.
+        LayoutError: Folders missing; with a suggestion where they lie one level deeper or in an archive.
+    """
+    check_root(dataset, root)
+
+    def complete(base: Path) -> bool:
+        return all((base / folder).is_dir() for folder in folders)
+
+    bases = [root, *(root / wrapper for wrapper in wrappers)]
+    for base in bases:
+        if complete(base):
+            return base
+    expected = f"expected the folders {', '.join(folders)} in {str(root)!r}"
+    if wrappers:
+        expected += f" or in {' or '.join(f'{wrapper}/' for wrapper in wrappers)} under it"
+    children = sorted(child for child in root.iterdir() if child.is_dir() and not _ignored(child.name))
+    for child in children:
+        if any(complete(base) for base in (child, *(child / wrapper for wrapper in wrappers))):
+            raise LayoutError(f"{dataset.name}: {expected}; did you mean {str(child)!r}?")
+    archives = sorted(file.name for file in root.iterdir() if file.suffix.lower() in ARCHIVES)
+    if archives:
+        raise LayoutError(f"{dataset.name}: {expected}; found the archive {archives[0]!r}, unpack it there first")
+    found = first_names([child.name for child in children]) or "no folder"
+    raise LayoutError(f"{dataset.name}: {expected}; found {found}; {dataset.how_to_get}")
+
+
+def list_files(dataset: Dataset[Any], root: Path, base: Path, suffixes: Sequence[str]) -> list[File]:
+    """Files under `base` with one of the (lower-case) `suffixes`, at any depth, in natural order, without hidden ones.
+
+    Raises:
+        LayoutError: A link leads out of the root.
+        UnreadableFile: A file has no bytes.
+        WrongVersion: A file is the text that git-LFS leaves where the content was not fetched.
+    """
+    files = []
+    _check_link(dataset, root, base)
+    for folder, folders, names in os.walk(base):
+        folders[:] = [name for name in folders if not _ignored(name)]
+        for name in folders:
+            _check_link(dataset, root, Path(folder, name))
+        for name in names:
+            if _ignored(name) or not name.lower().endswith(tuple(suffixes)):
+                continue
+            path = Path(folder, name)
+            _check_link(dataset, root, path)
+            file = File(path.relative_to(root).as_posix(), path.stat().st_size)
+            _check_content(dataset, path, file)
+            files.append(file)
+    return sorted(files, key=lambda file: natural_key(file.path))
+
+
+def fingerprint(files: Iterable[File]) -> str:
+    """Hash of the names and sizes of all files, in natural order: 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: natural_key(file.path)):
+        digest.update(f"{file.path}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def is_phantom(*folders: Path) -> bool:
+    """Whether one of the folders holds the marker that its images are generated."""
+    return any((folder / MARKER).is_file() for folder in folders)
+
+
+def start_phantoms(dataset: Dataset[Any], root: Path, size: int, seed: int) -> None:
+    """Makes the folder `root` for generated images and marks it as such, before the first image is there.
+
+    Raises:
+        DataError: The folder is not empty, or the images would be too small to hold a lesion.
+    """
+    from anaus_bench.simulator.phantoms import VERSION
+
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"{dataset.name}: {str(root)!r} is not empty; pass a new folder for generated images")
+    if size < LEAST_SIZE:
+        raise DataError(f"{dataset.name}: generated images of {size} pixels are too small; pass at least {LEAST_SIZE}")
+    root.mkdir(parents=True, exist_ok=True)
+    sentence = f"All images in this folder are generated (anaus-bench simulator version {VERSION}, seed {seed}).\n"
+    (root / MARKER).write_text(sentence, encoding="utf-8")
+
+
+def count_warnings(dataset: Dataset[Any], count: int, phantom: bool) -> tuple[str, ...]:
+    """A remark where the number of samples is not the documented one; generated data may have any number."""
+    if phantom or dataset.expected_count in (None, count):
+        return ()
+    return (f"{dataset.name}: {count} samples found, {dataset.expected_count} documented; results are of a subset",)
+
+
+def first_names(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def check_unique(dataset: Dataset[Any], root: Path, files: Sequence[File]) -> None:
+    """Refuses two files of one folder that differ in nothing but their suffix or its case.
+
+    Raises:
+        LayoutError: With the files' names.
+    """
+    seen: dict[tuple[str, str], File] = {}
+    for file in files:
+        other = seen.setdefault((file.folder, file.stem), file)
+        if other is not file:
+            raise LayoutError(
+                f"{dataset.name}: {other.path!r} and {file.path!r} in {str(root)!r} have one id; remove one"
+            )
+
+
+def check_pairs(dataset: Dataset[Any], root: Path, images: Sequence[File], masks: Sequence[File]) -> None:
+    """Refuses images and masks that are not pairs by their stem.
+
+    Raises:
+        MissingMask, OrphanMask: With the number and the first names.
+    """
+    with_image = {file.stem for file in images}
+    with_mask = {file.stem for file in masks}
+    missing = [file.path for file in images if file.stem not in with_mask]
+    if missing:
+        raise MissingMask(
+            f"{dataset.name}: {len(images) - len(missing)} of {len(images)} masks found in {str(root)!r}; "
+            f"none for {first_names(missing)}; {dataset.how_to_get}"
+        )
+    orphans = [file.path for file in masks if file.stem not in with_image]
+    if orphans:
+        raise OrphanMask(
+            f"{dataset.name}: {len(orphans)} masks without an image in {str(root)!r}: {first_names(orphans)}; "
+            "add the images or remove the masks"
+        )
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _check_link(dataset: Dataset[Any], root: Path, path: Path) -> None:
+    if path == root or not path.is_symlink():
+        return
+    target = path.resolve()
+    if not target.is_relative_to(root.resolve()):
+        raise LayoutError(
+            f"{dataset.name}: {str(path)!r} is a link to {str(target)!r}, outside of the root; "
+            "copy what it points to, or make the root itself the link"
+        )
+    if not target.exists():
+        raise LayoutError(f"{dataset.name}: {str(path)!r} is a link to {str(target)!r}, which is missing; remove it")
+
+
+def _check_content(dataset: Dataset[Any], path: Path, file: File) -> None:
+    if file.size == 0:
+        raise UnreadableFile(f"{dataset.name}: {str(path)!r} is empty (0 bytes); copy or download it again")
+    if file.size < 256 and path.read_bytes().startswith(LFS_POINTER):
+        raise WrongVersion(
+            f"{dataset.name}: {str(path)!r} is a git-LFS pointer, not the file itself; "
+            "run 'git lfs pull' where it is from"
+        )

@@ -1,0 +1,73 @@
+"""Pictures: grids of ultrasound images with contours and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """One picture of a row.
+
+    Attributes:
+        title: Heading of its column.
+        image: (H, W) uint8.
+        contour: (H, W) mask whose outline is drawn, or None.
+        colour: Of the outline.
+        regions: (H, W) uint8 label map drawn in transparent colours, or None; id 0 stays clear.
+        caption: Text below.
+    """
+
+    title: str
+    image: NDArray[np.uint8]
+    contour: NDArray[np.uint8] | None = None
+    colour: str = "orange"
+    regions: NDArray[np.uint8] | None = None
+    caption: str = ""
+
+
+def draw_panel(rows: Sequence[tuple[str, Sequence[Column]]], path: Path, *, title: str, mark: str = "") -> None:
+    """Writes a PNG: one row per (name, columns); all rows have the same columns.
+
+    Args:
+        rows: Name and pictures of each row.
+        path: Where to write.
+        title: Heading.
+        mark: What a viewer must not overlook, such as that the images are generated.
+    """
+    from matplotlib.figure import Figure
+
+    wide = len(rows[0][1])
+    figure = Figure(figsize=(2.2 * wide, 2.3 * len(rows) + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots(len(rows), wide, squeeze=False)
+    for line, (name, columns) in zip(axes, rows, strict=True):
+        for number, (axis, column) in enumerate(zip(line, columns, strict=True)):
+            _draw(axis, column)
+            if line is axes[0]:
+                axis.set_title(column.title, fontsize=9)
+            axis.set_xlabel(column.caption, fontsize=7)
+            if number == 0:
+                axis.set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=6)
+    figure.suptitle(f"{title} ({mark})" if mark else title, fontsize=10)
+    figure.savefig(path)
+
+
+def _draw(axis: object, column: Column) -> None:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+
+    assert isinstance(axis, Axes)
+    axis.imshow(column.image, cmap="gray", vmin=0, vmax=255)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if column.regions is not None:
+        colours = colormaps["tab20"](column.regions % 20)
+        colours[..., 3] = np.where(column.regions > 0, 0.45, 0.0)
+        axis.imshow(colours, interpolation="nearest")
+    if column.contour is not None and column.contour.any():
+        axis.contour(column.contour > 0, levels=[0.5], colors=[column.colour], linewidths=1.0)

@@ -1,0 +1,134 @@
+"""Mask R-CNN (He et al. 2017, arXiv:1703.06870) with a pre-trained R-FPN backbone, built from torchvision's parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anaus_bench.lazy import nn
+from anaus_bench.protocols.batching import encoder_card
+
+if TYPE_CHECKING:
+    from anaus_bench.nn.encoder import Encoder
+    from anaus_bench.protocols.segmentation import SegmentationSettings
+
+NUM_CLASSES = 2
+"""Background and foreground."""
+
+LONGEST_TO_SHORTEST = 1333 / 800
+"""Ratio of the largest longest to the shortest side of resized images, as in torchvision and detectron2."""
+
+TRAINED_FIRST = ("layer4", "layer3", "layer2", "layer1", "conv1")
+"""The backbone's parts in the order in which they are unfrozen."""
+
+
+def anchor_sizes(settings: SegmentationSettings) -> tuple[float, ...]:
+    """One anchor side per level P2..P6 in pixels of the resized image: smallest * 2^k."""
+    smallest = settings.smallest_anchor or settings.size / 16
+    return tuple(smallest * 2**level for level in range(5))
+
+
+def build_maskrcnn(encoder: Encoder, settings: SegmentationSettings) -> nn.Module:
+    """A `MaskRCNN` of torchvision for one foreground class, with the encoder's backbone and, if transferred, pyramid.
+
+    It takes a list of images (3, H, W) float32 in [0, 1] of any size, normalises them as in pre-training, and answers
+    in pixels of the image it was given.
+
+    Raises:
+        SettingsError: The pyramid is to be transferred and the encoder has none.
+    """
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+    from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
+
+    card = encoder_card(encoder)
+    backbone = build_backbone(encoder, settings)
+    heads: dict[str, Any] = {}
+    if settings.norm == "gn":
+        width = backbone.out_channels
+        heads["box_head"] = FastRCNNConvFCHead((width, 7, 7), [256] * 4, [1024], norm_layer=_group_norm)
+        heads["mask_head"] = MaskRCNNHeads(width, (256,) * 4, dilation=1, norm_layer=_group_norm)
+    model: nn.Module = MaskRCNN(
+        backbone,
+        NUM_CLASSES,
+        min_size=settings.size,
+        max_size=round(settings.size * LONGEST_TO_SHORTEST),
+        image_mean=list(card.mean),
+        image_std=list(card.std),
+        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in anchor_sizes(settings)), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=2 * settings.proposals,
+        rpn_pre_nms_top_n_test=settings.proposals,
+        rpn_post_nms_top_n_train=settings.proposals,
+        rpn_post_nms_top_n_test=settings.proposals,
+        box_batch_size_per_image=settings.rois,
+        box_detections_per_img=settings.detections,
+        **heads,
+    )
+    _initialise_predictors(model)
+    return model
+
+
+def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
+    """`BackboneWithFPN` with the encoder's weights: levels P2..P5 and the max-pooled P6, 256 channels each."""
+    import torchvision
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.ops import FrozenBatchNorm2d
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    batch_norm = nn.BatchNorm2d if settings.norm == "bn" else FrozenBatchNorm2d
+    body = torchvision.models.get_model(encoder.arch, weights=None, norm_layer=batch_norm)
+    del body.fc  # the encoder has none, so that the names below must match strictly
+    body.load_state_dict(encoder.backbone.state_dict())
+    freeze_below(body, settings.trainable_layers)
+    backbone = BackboneWithFPN(
+        body,
+        return_layers={f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)},
+        in_channels_list=[encoder.feature_dim // 8 * 2**stage for stage in range(4)],
+        out_channels=256,
+        extra_blocks=LastLevelMaxPool(),
+        norm_layer=_group_norm if settings.norm == "gn" else None,
+    )
+    if settings.transfer == "backbone+fpn":
+        transfer_pyramid(encoder, backbone.fpn, with_bias=settings.norm != "gn")
+    return backbone
+
+
+def freeze_below(body: nn.Module, trainable_layers: int) -> None:
+    """Leaves gradients to the last `trainable_layers` of conv1, layer1..layer4 (with 5, also to bn1)."""
+    trained = TRAINED_FIRST[:trainable_layers] + (("bn1",) if trainable_layers == len(TRAINED_FIRST) else ())
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in trained)
+
+
+def transfer_pyramid(encoder: Encoder, fpn: Any, with_bias: bool) -> None:
+    """Copies the encoder's laterals of C2..C5 and smoothing of P2..P4; P5 has no counterpart and stays new.
+
+    Raises:
+        SettingsError: The encoder has no trained pyramid.
+    """
+    from anaus_bench.errors import SettingsError
+
+    if encoder.pyramid is None:
+        raise SettingsError(
+            "task.transfer='backbone+fpn' needs an encoder with a pyramid, and this method trains none; "
+            "use task.transfer='backbone'"
+        )
+    pairs = [
+        *zip(encoder.pyramid.lateral, fpn.inner_blocks, strict=True),
+        *zip(encoder.pyramid.smooth, list(fpn.layer_blocks)[:-1], strict=True),
+    ]
+    for ours, theirs in pairs:
+        state = ours.state_dict() if with_bias else {"weight": ours.weight}
+        theirs[0].load_state_dict(state)
+
+
+def _initialise_predictors(model: Any) -> None:
+    """Draws the predictor layers from N(0, 0.01) and N(0, 0.001) as detectron2 does, for a calm start."""
+    box, mask = model.roi_heads.box_predictor, model.roi_heads.mask_predictor
+    for layer, std in ((box.cls_score, 0.01), (box.bbox_pred, 0.001), (mask.mask_fcn_logits, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(32, channels)

@@ -1,0 +1,60 @@
+"""Draws held-out cases of a cell: input, mask-source regions, ground truth, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anaus_bench.data.corpus import letterbox
+from anaus_bench.figures import Column, draw_panel
+from anaus_bench.interfaces import Case, MaskSource, StageContext, StageInputs
+from anaus_bench.registry import Registry
+from anaus_bench.stages.folds import open_task, read_folds
+from anaus_bench.stages.masks import ready_source
+
+CASES = 6
+
+
+def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+    """Writes `panel.png`."""
+    task, dataset, index = open_task(spec, inputs, registry)
+    folds = read_folds(dataset, index, inputs.folders["folds"])
+    everything = [(fold, case) for fold in folds for case in fold.test]
+    # Evenly over all folds and classes, without a look at the scores.
+    chosen = [everything[number] for number in np.linspace(0, len(everything) - 1, CASES).round().astype(int)]
+    source = None
+    if spec["masks"] is not None:
+        source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
+    rows = []
+    for fold, case in chosen:
+        picture = case.read()
+        truth, predicted, caption = task.draw(case, inputs.folders[f"fold{fold.number}"])
+        columns = [Column("input", picture.image)]
+        if source is not None:
+            image, regions = _regions(source, case, spec["size"], ctx.device)
+            columns.append(Column(f"{source.name} regions", image, regions=regions))
+        if truth is not None:
+            columns.append(Column("ground truth", picture.image, contour=truth, colour="lime"))
+        columns.append(Column("prediction", picture.image, contour=predicted, colour="orange", caption=caption))
+        rows.append((case.sample.sample_id, columns))
+    mark = "generated phantoms" if index.phantom else ""
+    draw_panel(rows, ctx.out / "panel.png", title=task.name, mark=mark)
+    return {"cases": [case.sample.sample_id for _, case in chosen], "phantom": index.phantom}
+
+
+def _regions(
+    source: MaskSource[Any], case: Case, size: int, device: torch.device
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The case packed as in a corpus, and the mask source's label map of it, both cut to the valid box."""
+    picture = case.read()
+    image, (top, left, height, width) = letterbox(picture.image, size, labels=False)
+    truth = None
+    if source.needs_truth and picture.mask is not None:
+        truth = torch.from_numpy(letterbox(picture.mask, size, labels=True)[0])[None].to(device)
+    label_map = source.segment(torch.from_numpy(image)[None, None].to(device), truth)[0].cpu().numpy()
+    inside = slice(top, top + height), slice(left, left + width)
+    return image[inside], label_map[inside]

@@ -1,0 +1,42 @@
+"""Scores the predictions of all folds of a cell."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.registry import Registry
+from anaus_bench.stages.folds import open_task, read_folds
+
+
+def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+    """Writes `images.csv`, one row per image; returns metrics per fold, their mean and spread, pooled, and notes."""
+    task, dataset, index = open_task(spec, inputs, registry)
+    folds = read_folds(dataset, index, inputs.folders["folds"])
+    scores = task.score([(fold, inputs.folders[f"fold{fold.number}"]) for fold in folds])
+    with (ctx.out / "images.csv").open("w", newline="") as stream:
+        table = csv.DictWriter(stream, fieldnames=list(scores.rows[0]))
+        table.writeheader()
+        table.writerows(scores.rows)
+    keys = list(scores.folds[0])
+    values = {key: np.array([fold[key] for fold in scores.folds], dtype=float) for key in keys}
+    return {
+        "images": len(scores.rows),
+        "folds": scores.folds,
+        "mean": {
+            key: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan") for key, value in values.items()
+        },
+        "sd": {key: _spread(value) for key, value in values.items()},
+        "pooled": scores.pooled,
+        "notes": scores.notes,
+    }
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation over folds (n - 1)."""
+    finite = values[np.isfinite(values)]
+    return float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")

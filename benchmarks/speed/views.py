@@ -1,0 +1,110 @@
+"""Batched views against per-image PIL transforms of the same recipe, one thread each, as a ratio in one run.
+
+Both make the two views of AnaUS at 224 pixels and their label maps from packed 256-pixel images. The reference is
+torchvision's pipeline on PIL images: resized crop (bicubic, nearest for the map), flip, colour jitter, grayscale, blur,
+solarisation, tensor, normalisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import v2 as tv
+
+from anaus_bench.data.views import View, make_batch
+
+RECIPES = (View(crop_area=(0.2, 1.0)), View(crop_area=(0.2, 1.0), blur=0.1, solarise=0.2))
+
+
+class PerImage:
+    """One view of one PIL image and its label map."""
+
+    def __init__(self, recipe: View) -> None:
+        self.recipe = recipe
+        jitter = tv.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+        self.photometry = tv.Compose(
+            [
+                tv.RandomApply([jitter], recipe.jitter),
+                tv.RandomGrayscale(recipe.grayscale),
+                tv.RandomApply([tv.GaussianBlur(23, recipe.blur_sigma)], recipe.blur),
+                tv.RandomSolarize(128, recipe.solarise),
+                tv.PILToTensor(),
+                tv.ToDtype(torch.float32, scale=True),
+                tv.Normalize(recipe.mean, recipe.std),
+            ]
+        )
+        self.crop = tv.RandomResizedCrop(recipe.size, recipe.crop_area, recipe.crop_ratio)
+
+    def __call__(self, image: Image.Image, label_map: Image.Image) -> tuple[Tensor, Tensor]:
+        box = self.crop.make_params([image])
+        where = (box["top"], box["left"], box["height"], box["width"], [self.recipe.size] * 2)
+        image = tv.functional.resized_crop(image, *where, interpolation=InterpolationMode.BICUBIC)
+        label_map = tv.functional.resized_crop(label_map, *where, interpolation=InterpolationMode.NEAREST)
+        if random.random() < self.recipe.flip:
+            image, label_map = tv.functional.horizontal_flip(image), tv.functional.horizontal_flip(label_map)
+        return self.photometry(image), tv.functional.pil_to_tensor(label_map)
+
+
+def measure(batch: int = 32, repeats: int = 5) -> dict[str, float]:
+    """Source images per second of both (two views each, medians of interleaved repeats) and their ratio."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(batch, repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(batch: int, repeats: int) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, 256, 256), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 6, (batch, 256, 256), generator=generator, dtype=torch.uint8)
+    boxes = torch.tensor([[0.0, 0.0, 256.0, 256.0]]).repeat(batch, 1)
+    labels, indices = torch.full((batch,), -1), torch.arange(batch)
+    pictures = [Image.fromarray(image.numpy()).convert("RGB") for image in images]
+    maps = [Image.fromarray(label_map.numpy()) for label_map in masks]
+    transforms = [PerImage(recipe) for recipe in RECIPES]
+
+    def per_image(_: int) -> None:
+        for transform in transforms:
+            pairs = [transform(picture, label_map) for picture, label_map in zip(pictures, maps, strict=True)]
+            torch.stack([view for view, _ in pairs])
+            torch.cat([label_map for _, label_map in pairs])
+
+    def batched(step: int) -> None:
+        make_batch(images, masks, boxes, labels, indices, RECIPES, seed=0, step=step)
+
+    slow, fast = interleaved((per_image, batched), repeats)
+    return {"per_image_images_per_s": batch / slow, "batched_images_per_s": batch / fast, "ratio": slow / fast}
+
+
+def interleaved(functions: Sequence[Callable[[int], None]], repeats: int) -> list[float]:
+    """Median CPU seconds of each function, called in turn; the first round is not counted."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for function, taken in zip(functions, seconds, strict=True):
+            start = time.process_time()
+            function(repeat)
+            taken.append(time.process_time() - start)
+    return [statistics.median(taken[1:]) for taken in seconds]
+
+
+def main() -> None:
+    """Prints the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    print(json.dumps(measure(**vars(parser.parse_args())), indent=1))
+
+
+if __name__ == "__main__":
+    main()

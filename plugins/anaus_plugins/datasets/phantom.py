@@ -1,0 +1,147 @@
+"""Generated breast ultrasound: nothing to download; results on it are marked as such everywhere.
+
+Layout: `images/*.png`, `masks/*.png` of the same names, `index.csv` with the columns image, patient, video, frame and
+class, and the marker `PHANTOM.txt`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from anaus_bench.config import Settings
+from anaus_bench.data.images import read_picture
+from anaus_bench.data.layout import (
+    File,
+    check_pairs,
+    check_unique,
+    find_base,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    natural_key,
+    start_phantoms,
+)
+from anaus_bench.errors import EmptyMask, LabelError, LayoutError
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+
+COLUMNS = ("image", "patient", "video", "frame", "class")
+FRAMES = 6  # per patient; fewer where that leaves fewer than LEAST_PATIENTS
+LEAST_PATIENTS = 15
+
+
+class Phantom(Dataset[Settings]):
+    """One video of each patient; folds are grouped by patient."""
+
+    name = "phantom"
+    title = "Generated breast ultrasound"
+    classes = ("benign", "malignant", "normal")
+    structures = ("lesion",)
+    licence = "Apache-2.0, as the generator's"
+    how_to_get = "Write it with 'anaus-bench data prepare phantom'."
+    reference = "convolution model after Bamber and Dickinson, 1980, doi:10.1088/0031-9155/25/3/006"
+
+    def scan(self, root: Path) -> Index:
+        """Samples in the order of their file names.
+
+        Raises:
+            LayoutError: No `index.csv`, wrong columns, or files that it does not list or that are not there.
+            LabelError: Unknown class.
+            MissingMask, OrphanMask: Images and masks are not pairs.
+        """
+        base = find_base(self, root, (), ("images", "masks"))
+        images = list_files(self, root, base / "images", (".png",))
+        masks = list_files(self, root, base / "masks", (".png",))
+        check_unique(self, root, images + masks)
+        check_pairs(self, root, images, masks)
+        rows = self._rows(root)
+        names = {file.name for file in images}
+        if names != set(rows):
+            odd = sorted(names ^ set(rows), key=natural_key)
+            raise LayoutError(
+                f"{self.name}: index.csv and images/ in {str(root)!r} differ in {first_names(odd)}; write it again"
+            )
+        samples = tuple(self._sample(file, rows[file.name]) for file in images)
+        index = File("index.csv", (root / "index.csv").stat().st_size)
+        return Index(root, samples, fingerprint([*images, *masks, index]), phantom=is_phantom(root))
+
+    def read(self, index: Index, sample: Sample) -> Picture:
+        """Image and mask.
+
+        Raises:
+            UnreadableFile, SizeMismatch: As `read_picture`.
+            EmptyMask: A lesion class without lesion.
+        """
+        picture = read_picture(index.root, sample.path, sample.mask_paths)
+        if sample.label != self.classes.index("normal") and picture.mask is not None and not picture.mask.any():
+            raise EmptyMask(
+                f"{self.name}: the mask of {sample.path!r} in {str(index.root)!r} is all zero; write it again"
+            )
+        return picture
+
+    def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
+        """`count` images of about `count / 6` patients whose classes take turns."""
+        from PIL import Image
+
+        from anaus_bench.simulator.breast import KINDS
+        from anaus_bench.simulator.phantoms import breast_clips
+
+        start_phantoms(self, root, size, seed)
+        for folder in ("images", "masks"):
+            (root / folder).mkdir()
+        frames = max(1, min(FRAMES, count // LEAST_PATIENTS))
+        kinds = [KINDS[patient % 3] for patient in range(-(-count // frames))]
+        rows = []
+        for patient, clip in enumerate(breast_clips(self.name, kinds, frames, size, seed)):
+            for frame in range(min(frames, count - patient * frames)):
+                name = f"patient{patient:04d}_frame{frame:02d}.png"
+                Image.fromarray(clip.images[frame]).save(root / "images" / name, compress_level=1)
+                Image.fromarray(clip.labels[frame] > 0).save(root / "masks" / name)
+                rows.append((name, f"patient{patient:04d}", f"patient{patient:04d}_video0", frame, kinds[patient]))
+        with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+
+    def _rows(self, root: Path) -> dict[str, dict[str, str]]:
+        """Rows of `index.csv` by image."""
+        path = root / "index.csv"
+        if not path.is_file():
+            raise LayoutError(f"{self.name}: 'index.csv' is missing in {str(root)!r}; write the data set again")
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise LayoutError(
+                    f"{self.name}: {str(path)!r} has the columns {reader.fieldnames}; expected {list(COLUMNS)}"
+                )
+            rows = list(reader)
+        by_image = {row["image"]: row for row in rows}
+        if len(by_image) < len(rows):
+            raise LayoutError(f"{self.name}: {str(path)!r} lists an image twice; write the data set again")
+        return by_image
+
+    def _sample(self, file: File, row: dict[str, str]) -> Sample:
+        if row["class"] not in self.classes:
+            raise LabelError(
+                f"{self.name}: {file.name!r} has the class {row['class']!r}; known: {', '.join(self.classes)}"
+            )
+        if not (row["frame"] or "").isdecimal():
+            raise LayoutError(
+                f"{self.name}: {file.name!r} has the frame {row['frame']!r} in index.csv; expected a number"
+            )
+        return Sample(
+            sample_id=file.path,
+            group_id=row["patient"],
+            path=file.path,
+            mask_paths=(f"masks/{file.name}",),
+            label=self.classes.index(row["class"]),
+            video_id=row["video"],
+            frame_index=int(row["frame"]),
+            patient_id=row["patient"],
+        )
+
+
+@hookimpl
+def anaus_datasets() -> list[type[Phantom]]:
+    """The generated data set."""
+    return [Phantom]

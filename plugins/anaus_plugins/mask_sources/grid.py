@@ -1,0 +1,45 @@
+"""Square cells: the control that shows what masks that follow the image add to any masks of their number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from anaus_bench.config import Settings
+from anaus_bench.data.painting import partition_images
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import MaskSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class GridSettings(Settings):
+    """By default as many cells as DetCon draws masks (16)."""
+
+    cells: int = Field(4, ge=1, le=15, description="Number of cells along each side of the picture.")
+
+
+class Grid(MaskSource[GridSettings]):
+    """`cells` x `cells` equal rectangles of every picture, up to a pixel; black margins are one region."""
+
+    name = "grid"
+    settings_class = GridSettings
+
+    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+        """Label maps (B, H, W) uint8 of images (B, 1, H, W); a picture of fewer pixels than cells has fewer regions."""
+        return partition_images(images, self._partition)
+
+    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        row, column = (np.arange(side) * self.settings.cells // side for side in picture.shape)
+        cells: NDArray[np.int64] = row[:, None] * self.settings.cells + column
+        return cells
+
+
+@hookimpl
+def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+    """Square cells."""
+    return [Grid]

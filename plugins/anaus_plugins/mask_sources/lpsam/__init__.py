@@ -1,0 +1,120 @@
+"""LP-SAM (AnaUS, arXiv:2605.25402, Sec. 2.1): SAM adapted to ultrasound, prompted by query tokens instead of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import MaskSource, StageContext
+from anaus_bench.lazy import F, torch
+from anaus_bench.weights import PublishedWeights, load_weights, weights_identity
+from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anaus_bench.data.corpus import PackedCorpus
+
+SAM = PublishedWeights(
+    "SAM ViT-B",
+    "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+)
+
+
+class LPSAM(MaskSource[LPSAMSettings]):
+    """Anatomical structures: the connected parts of the mask of each structure class it was trained on."""
+
+    name = "lpsam"
+    settings_class = LPSAMSettings
+    reference = "AnaUS, arXiv:2605.25402; SAM: Kirillov et al. 2023, arXiv:2304.02643"
+    learned = True
+
+    def identity(self) -> dict[str, str]:
+        """Digest of the SAM weights it starts from."""
+        if self.settings.weights == "random":
+            return {}
+        return {"weights": weights_identity(self.settings.weights, SAM)}
+
+    def describe(self) -> dict[str, str]:
+        """Says a random start aloud."""
+        return {"weights": "random initialisation, not SAM"} if self.settings.weights == "random" else {}
+
+    def paired_corpora(self) -> str:
+        """Names of the data sets with masks."""
+        return self.settings.pairs
+
+    def fit(self, pairs: PackedCorpus, ctx: StageContext) -> dict[str, Tensor]:
+        """Both training stages; the whole network's state on the CPU.
+
+        Raises:
+            DataError: `pairs` has no masks.
+            WeightsError: The SAM weights are absent, damaged or of another model.
+        """
+        from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
+        from anaus_plugins.mask_sources.lpsam.sam_weights import load_sam
+        from anaus_plugins.mask_sources.lpsam.training import fit_network
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(ctx.seed)
+            net = LPSAMNetwork(self.settings, len(pairs.structures))
+        for remark in self.describe().values():
+            ctx.progress.note(f"lpsam: {remark}")
+        if self.settings.weights != "random":
+            load_sam(net, load_weights(self.settings.weights, SAM), self.settings.weights)
+        fit_network(net, pairs, self.settings, ctx)
+        return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+
+    def load(self, state: Mapping[str, Tensor], structures: Sequence[str], device: torch.device) -> None:
+        """Builds the network with the state of `fit`, on `device`."""
+        from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
+
+        with torch.device("meta"):
+            net = LPSAMNetwork(self.settings, len(structures))
+        net.load_state_dict(state, assign=True)
+        self._net = net.to(device).eval().requires_grad_(False)
+        self._device = device
+
+    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+        """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
+        from anaus_bench.data.regions import split_components
+
+        classes = self.class_maps(*self.logits(images), images.shape[-2:]).cpu().numpy()
+        least = self.settings.min_area * images.shape[-2] * images.shape[-1]
+        maps = [torch.from_numpy(split_components(one, least, self.settings.max_structures)) for one in classes]
+        return torch.stack(maps).to(images.device)
+
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The network alone: logits (B, K, h, w) float32 of each structure class, and its predicted IoU (B, K) float32.
+
+        Args:
+            images: (B, 1, H, W) uint8.
+        """
+        from anaus_plugins.mask_sources.lpsam.training import autocast, to_side
+
+        with torch.inference_mode(), autocast(self._device, self.settings.precision):
+            logits, iou = self._net(to_side(images.to(self._device), self.settings.size.side))
+        return logits.float(), iou.float()
+
+    def class_maps(self, logits: Tensor, iou: Tensor, size: Sequence[int]) -> Tensor:
+        """Class of each pixel (B, H, W) uint8, 0 = background; overlaps go to the most probable class.
+
+        Args:
+            logits: (B, K, h, w).
+            iou: Predicted IoU of each map, (B, K).
+            size: (H, W).
+        """
+        settings = self.settings
+        probability = F.interpolate(logits.sigmoid(), size=tuple(size), mode="bilinear", align_corners=False)
+        inside = probability > settings.threshold
+        mean = (probability * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+        kept = (iou.clamp(0, 1) >= settings.min_iou) & (mean >= settings.min_probability)
+        best, winner = (probability * kept[:, :, None, None]).max(dim=1)
+        return torch.where(best > settings.threshold, winner + 1, 0).to(torch.uint8)
+
+
+@hookimpl
+def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+    """LP-SAM."""
+    return [LPSAM]

@@ -1,0 +1,29 @@
+"""The whole image as one region: the control that shows what any masks add."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from anaus_bench.config import Settings
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import MaskSource
+from anaus_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Whole(MaskSource[Settings]):
+    """One region per image, letterbox included."""
+
+    name = "whole"
+
+    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(images[:, 0])
+
+
+@hookimpl
+def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+    """Whole image."""
+    return [Whole]

@@ -1,0 +1,20 @@
+"""Breast lesion classification on BUSI."""
+
+from __future__ import annotations
+
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.protocols.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
+
+
+class BUSIClassification(ClassificationTask[ClassificationSettings]):
+    """Benign, malignant or normal, 780 images."""
+
+    name = "busi-cls"
+    dataset = "busi"
+    metrics = (ACCURACY, MACRO_F1)
+
+
+@hookimpl
+def anaus_tasks() -> list[type[BUSIClassification]]:
+    """The task of this module."""
+    return [BUSIClassification]

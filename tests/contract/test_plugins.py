@@ -1,0 +1,38 @@
+"""Every installed plugin keeps the contract of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anaus_bench.interfaces import Task
+from anaus_bench.registry import Registry
+from anaus_bench.testing import check_dataset, check_description, check_mask_source, check_objective, silent_context
+
+REGISTRY = Registry()
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("objectives"))
+def test_objective(name: str) -> None:
+    check_objective(REGISTRY.create("objectives", name, "tiny"))
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("mask_sources"))
+def test_mask_source(name: str, tmp_path: Path) -> None:
+    check_mask_source(REGISTRY.create("mask_sources", name, "tiny"), silent_context(tmp_path))
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("datasets"))
+def test_dataset(name: str, tmp_path: Path) -> None:
+    check_dataset(REGISTRY.create("datasets", name), tmp_path)
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("tasks"))
+def test_task(name: str) -> None:
+    task: Task[object] = REGISTRY.create("tasks", name, "tiny")  # type: ignore[type-var]
+
+    check_description(task)
+    assert task.metrics
+    assert task.dataset in REGISTRY.names("datasets")
+    assert task.settings.folds >= 2  # type: ignore[attr-defined]

@@ -1,0 +1,69 @@
+"""Kills and restarts: the resumed run ends bit for bit as an undisturbed one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Command
+
+CELL = (
+    "run", "--preset", "tiny", "--device", "cpu", "--method", "byol", "--task", "busi-cls",
+    "--set", "pretrain.steps=40", "--set", "task.epochs=8",
+)  # fmt: skip
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def wait_for(pattern: str, store: Path, process: subprocess.Popen[str]) -> None:
+    """Waits until a running stage has begun."""
+    for _ in range(600):
+        if list(store.glob(pattern)):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise AssertionError(f"{pattern} did not appear")
+
+
+def files(store: Path, kind: str) -> dict[str, bytes]:
+    """Contents of a kind's artifacts, records left out."""
+    paths = sorted(path for path in store.glob(f"{kind}/[!.]*/*") if path.is_file() and path.name != "record.json")
+    return {str(path.relative_to(store)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    command: Command, start: Start, tmp_path: Path, kind: str, stop: signal.Signals
+) -> None:
+    assert command(*CELL, "--store", "whole").code == 0
+    process = start(*CELL, "--store", "stopped", "--set", "executor.checkpoint_seconds=0")
+    wait_for(f"{kind}/.*/resume/*.pt", tmp_path / "stopped", process)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Run the same command again to go on" in errors
+    assert not list((tmp_path / "stopped" / kind).glob("[!.]*/record.json"))
+    again = command(*CELL, "--store", "stopped")
+
+    assert again.code == 0, again.err
+    assert "resumed at step" in again.err
+    for finished in ("pretrain", "finetune", "score"):
+        assert files(tmp_path / "stopped", finished) == files(tmp_path / "whole", finished)
+
+
+def test_two_processes_share_a_store(command: Command, start: Start, tmp_path: Path) -> None:
+    processes = [start(*CELL, "--store", "shared", "--json") for _ in range(2)]
+
+    results = [process.communicate(timeout=120) for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], results
+    outcomes = command(*CELL, "--store", "shared", "--json").data
+    assert outcomes["stages_run"] == 0
+    assert len(list((tmp_path / "shared" / "pretrain").glob("[!.]*/record.json"))) == 1

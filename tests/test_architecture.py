@@ -1,0 +1,84 @@
+"""Imports go one way, and the core names no plugin."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anaus_bench.registry import KINDS, Registry
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = sorted((ROOT / "anaus_bench").rglob("*.py"))
+PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
+
+# Layer of each module or package of the core; a module imports only its own layer and those before it.
+LAYERS = [
+    {"errors", "lazy", "hookspecs"},
+    {"config", "weights"},
+    {"interfaces"},
+    {"data", "nn", "loop", "simulator", "metrics", "mask_scores", "figures", "progress"},
+    {"protocols", "registry", "cell", "store"},
+    {"plan"},
+    {"stages", "execute", "executors", "tables", "doctor", "preview", "testing"},
+    {"cli"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports when it runs (imports for type checkers alone are left out)."""
+    tree = ast.parse(path.read_text())
+    unseen = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for statement in block.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            if node.module == "anaus_bench":
+                yield from (f"anaus_bench.{alias.name}" for alias in node.names)
+
+
+def part(module: str) -> str:
+    words = module.split(".")
+    return words[1] if len(words) > 1 else ""
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_imports_downwards_and_no_plugin(path: Path) -> None:
+    own = path.relative_to(ROOT / "anaus_bench").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for module in imported(path):
+        assert not module.startswith("anaus_plugins"), f"{path.name} imports {module}"
+        if module.startswith("anaus_bench.") and part(module) not in ("__version__", own):
+            assert LAYER[part(module)] <= LAYER[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_plugins_do_not_import_each_other(path: Path) -> None:
+    own = ".".join(path.relative_to(ROOT / "plugins").with_suffix("").parts[:3])
+    for module in imported(path):
+        assert not module.startswith("anaus_plugins") or module.startswith(own), f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_core_asks_for_no_plugin_by_name(path: Path) -> None:
+    registry = Registry()
+    names = {name for kind in KINDS if kind in ("objectives", "mask_sources") for name in registry.names(kind)}
+    initialisations = {"imagenet", "random"}  # also words for what an encoder starts from
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            compared = {leaf.value for leaf in ast.walk(node) if isinstance(leaf, ast.Constant)}
+            assert not compared & (names - initialisations), f"{path.name}:{node.lineno}"
