@@ -121,6 +121,17 @@ def test_solarisation_equals_torchvision(images: Tensor) -> None:
     assert torch.allclose(solarised, tv.solarize(images, 128 / 255))
 
 
+def test_views_are_float32_under_autocast(images: Tensor) -> None:
+    crop = Crop(torch.tensor([[3.0, 10.0, 40.0, 51.0]] * 4), torch.zeros(4, dtype=torch.bool))
+    draw = photometry(4, sigma=1.0)
+    expected = photometric(resample(images, crop, 48, "bicubic"), draw)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        views = photometric(resample(images, crop, 48, "bicubic"), draw)
+
+    assert torch.equal(views, expected)
+
+
 def test_neutral_photometry_returns_the_images(images: Tensor) -> None:
     assert torch.equal(photometric(images, photometry(4)), images)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anaus_bench.errors import SizeMismatch, UnreadableFile
-from anaus_bench.interfaces import Picture
+from anaus_bench.data.layout import naming
+from anaus_bench.errors import EmptyMask, SizeMismatch, UnreadableFile
+from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 
 if TYPE_CHECKING:
     import av
@@ -65,17 +67,58 @@ def read_picture(root: Path, path: str, mask_paths: Sequence[str]) -> Picture:
     return Picture(image, union.astype(np.uint8))
 
 
-def count_frames(path: Path) -> int:
-    """Number of frames of a video file: what the container says, else as many as can be decoded.
+def read_marked(dataset: Dataset[Any], index: Index, sample: Sample) -> Picture:
+    """As `read_picture`, of a data set in which every image has something marked.
+
+    Raises:
+        UnreadableFile, SizeMismatch: As `read_picture`.
+        EmptyMask: The mask is all zero.
+    """
+    with naming(dataset, index.root):
+        picture = read_picture(index.root, sample.path, sample.mask_paths)
+        if picture.mask is not None and not picture.mask.any():
+            raise EmptyMask(
+                f"the mask {sample.mask_paths[0]!r} is all zero; every image of this data set has a "
+                f"{dataset.structures[0]}: copy it again"
+            )
+    return picture
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a video file says of itself: `frames` (their number) and `rate` (frames a second, 0 if it does not say)."""
+
+    frames: int
+    rate: float
+
+
+def video_header(path: Path) -> VideoHeader:
+    """Number and rate of the frames of a video file; nothing is decoded.
+
+    Where the container does not hold the number (mpeg), its packets are counted: one a frame.
 
     Raises:
         UnreadableFile: Not a video, damaged, or without frames.
     """
     with _Decoder(path) as decoder:
-        count = decoder.promised or sum(1 for _ in decoder.frames())
-    if not count:
+        header = VideoHeader(decoder.promised or decoder.packets(), decoder.rate)
+    if not header.frames:
         raise UnreadableFile(f"{str(path)!r} holds no frame; expected a video")
-    return count
+    return header
+
+
+def count_frames(path: Path) -> int:
+    """Number of frames of a video file.
+
+    Raises:
+        UnreadableFile: As `video_header`.
+    """
+    return video_header(path).frames
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is decoded as a video, by its suffix."""
+    return path.lower().endswith(VIDEO_SUFFIXES)
 
 
 class VideoReader:
@@ -143,17 +186,37 @@ class _Decoder:
         """Number of frames according to the container; 0 where it does not say."""
         return int(self._stream.frames)
 
+    @property
+    def rate(self) -> float:
+        """Frames a second according to the container; 0 where it does not say."""
+        return float(self._stream.average_rate or 0)
+
+    def packets(self) -> int:
+        """Number of packets with content, from where the file stands."""
+        import av
+
+        try:
+            return sum(1 for packet in self._container.demux(self._stream) if packet.size)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise self._damaged(error) from error
+
     def frames(self) -> Iterator[NDArray[np.uint8]]:
         """All frames in order, (H, W) uint8."""
         import av
 
         try:
             for frame in self._container.decode(self._stream):
+                if frame.width * frame.height > MAX_PIXELS:
+                    raise UnreadableFile(
+                        f"{str(self._path)!r} has frames of {frame.width} x {frame.height} pixels; "
+                        f"at most {MAX_PIXELS} are read"
+                    )
                 yield _gray(frame)
         except (av.error.FFmpegError, ValueError) as error:
-            raise UnreadableFile(
-                f"{str(self._path)!r} cannot be decoded: {error}; copy or download it again"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UnreadableFile:
+        return UnreadableFile(f"{str(self._path)!r} cannot be decoded: {error}; copy or download it again")
 
     def close(self) -> None:
         self._container.close()

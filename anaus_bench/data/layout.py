@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from anaus_bench.errors import (
     DataError,
     DatasetNotFound,
+    DuplicateId,
     LayoutError,
     MissingMask,
     OrphanMask,
@@ -76,24 +78,43 @@ def find_base(dataset: Dataset[Any], root: Path, wrappers: Sequence[str], folder
     """The folder, `root` itself or one of its `wrappers`, that holds all of `folders`.
 
     Raises:
+        DatasetNotFound, LayoutError: As `locate`.
+    """
+    return locate(
+        dataset,
+        root,
+        wrappers,
+        lambda base: all((base / folder).is_dir() for folder in folders),
+        f"the folders {', '.join(folders)}",
+    )
+
+
+def locate(
+    dataset: Dataset[Any], root: Path, wrappers: Sequence[str], complete: Callable[[Path], bool], wanted: str
+) -> Path:
+    """The first of `root` and its `wrappers` (sub-folders) that is `complete`.
+
+    Args:
+        dataset: Whose name and instructions the messages hold.
+        root: What the user gave.
+        wrappers: Folders under the root that may hold the data instead.
+        complete: Whether a folder holds the data.
+        wanted: What it looks for, in words.
+
+    Raises:
         DatasetNotFound: Root missing or empty.
-        LayoutError: Folders missing; with a suggestion where they lie one level deeper or in an archive.
+        LayoutError: Nothing complete; with a suggestion where it lies one level deeper or in an archive.
     """
     check_root(dataset, root)
-
-    def complete(base: Path) -> bool:
-        return all((base / folder).is_dir() for folder in folders)
-
-    bases = [root, *(root / wrapper for wrapper in wrappers)]
-    for base in bases:
-        if complete(base):
+    for base in (root, *(root / wrapper for wrapper in wrappers)):
+        if base.is_dir() and complete(base):
             return base
-    expected = f"expected the folders {', '.join(folders)} in {str(root)!r}"
+    expected = f"expected {wanted} in {str(root)!r}"
     if wrappers:
         expected += f" or in {' or '.join(f'{wrapper}/' for wrapper in wrappers)} under it"
     children = sorted(child for child in root.iterdir() if child.is_dir() and not _ignored(child.name))
     for child in children:
-        if any(complete(base) for base in (child, *(child / wrapper for wrapper in wrappers))):
+        if any(base.is_dir() and complete(base) for base in (child, *(child / wrapper for wrapper in wrappers))):
             raise LayoutError(f"{dataset.name}: {expected}; did you mean {str(child)!r}?")
     archives = sorted(file.name for file in root.iterdir() if file.suffix.lower() in ARCHIVES)
     if archives:
@@ -106,25 +127,46 @@ def list_files(dataset: Dataset[Any], root: Path, base: Path, suffixes: Sequence
     """Files under `base` with one of the (lower-case) `suffixes`, at any depth, in natural order, without hidden ones.
 
     Raises:
-        LayoutError: A link leads out of the root.
-        UnreadableFile: A file has no bytes.
+        LayoutError: A link leads out of the root, or a name is not UTF-8.
+        UnreadableFile: A file has no bytes, or a folder cannot be listed.
         WrongVersion: A file is the text that git-LFS leaves where the content was not fetched.
     """
-    files = []
     _check_link(dataset, root, base)
-    for folder, folders, names in os.walk(base):
-        folders[:] = [name for name in folders if not _ignored(name)]
-        for name in folders:
-            _check_link(dataset, root, Path(folder, name))
-        for name in names:
-            if _ignored(name) or not name.lower().endswith(tuple(suffixes)):
-                continue
-            path = Path(folder, name)
-            _check_link(dataset, root, path)
-            file = File(path.relative_to(root).as_posix(), path.stat().st_size)
-            _check_content(dataset, path, file)
-            files.append(file)
+    files: list[File] = []
+    folders = [base.relative_to(root).as_posix().removeprefix(".")]
+    while folders:
+        folder = folders.pop()
+        for entry in _entries(dataset, root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_symlink():
+                _check_link(dataset, root, Path(entry.path))
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
+                file = File(path, entry.stat().st_size)
+                _check_content(dataset, root, file)
+                files.append(file)
     return sorted(files, key=lambda file: natural_key(file.path))
+
+
+def list_pairs(
+    dataset: Dataset[Any], root: Path, images: Path, masks: Path, suffixes: Sequence[str]
+) -> list[tuple[File, File]]:
+    """Each image under the folder `images` with its mask of the same stem under `masks`, in natural order.
+
+    Raises:
+        LayoutError: No image.
+        DuplicateId, MissingMask, OrphanMask: Images and masks are not pairs by name.
+        DataError: As `list_files`.
+    """
+    found = list_files(dataset, root, images, suffixes)
+    marks = list_files(dataset, root, masks, suffixes)
+    if not found:
+        raise LayoutError(f"{dataset.name}: no {' or '.join(suffixes)} file in {str(images)!r}; {dataset.how_to_get}")
+    check_unique(dataset, root, found + marks)
+    check_pairs(dataset, root, found, marks)
+    mask_of = {file.stem: file for file in marks}
+    return [(file, mask_of[file.stem]) for file in found]
 
 
 def fingerprint(files: Iterable[File]) -> str:
@@ -174,13 +216,13 @@ def check_unique(dataset: Dataset[Any], root: Path, files: Sequence[File]) -> No
     """Refuses two files of one folder that differ in nothing but their suffix or its case.
 
     Raises:
-        LayoutError: With the files' names.
+        DuplicateId: With the files' names.
     """
     seen: dict[tuple[str, str], File] = {}
     for file in files:
         other = seen.setdefault((file.folder, file.stem), file)
         if other is not file:
-            raise LayoutError(
+            raise DuplicateId(
                 f"{dataset.name}: {other.path!r} and {file.path!r} in {str(root)!r} have one id; remove one"
             )
 
@@ -207,8 +249,33 @@ def check_pairs(dataset: Dataset[Any], root: Path, images: Sequence[File], masks
         )
 
 
+@contextmanager
+def naming(dataset: Dataset[Any], root: Path) -> Iterator[None]:
+    """Puts the name of the data set and its root in front of the errors raised inside, which name the file alone."""
+    try:
+        yield
+    except DataError as error:
+        raise type(error)(f"{dataset.name} in {str(root)!r}: {error}") from error
+
+
 def _ignored(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _entries(dataset: Dataset[Any], folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, without hidden names."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _ignored(entry.name):
+                    continue
+                if not entry.name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in entry.name):
+                    raise LayoutError(f"{dataset.name}: the name {entry.name!r} in {str(folder)!r} is not UTF-8; rename it")
+                yield entry
+    except OSError as error:
+        raise UnreadableFile(
+            f"{dataset.name}: the folder {str(folder)!r} cannot be listed: {error}; check its permissions"
+        ) from error
 
 
 def _check_link(dataset: Dataset[Any], root: Path, path: Path) -> None:
@@ -224,11 +291,11 @@ def _check_link(dataset: Dataset[Any], root: Path, path: Path) -> None:
         raise LayoutError(f"{dataset.name}: {str(path)!r} is a link to {str(target)!r}, which is missing; remove it")
 
 
-def _check_content(dataset: Dataset[Any], path: Path, file: File) -> None:
+def _check_content(dataset: Dataset[Any], root: Path, file: File) -> None:
     if file.size == 0:
-        raise UnreadableFile(f"{dataset.name}: {str(path)!r} is empty (0 bytes); copy or download it again")
-    if file.size < 256 and path.read_bytes().startswith(LFS_POINTER):
+        raise UnreadableFile(f"{dataset.name}: {str(root / file.path)!r} is empty (0 bytes); copy or download it again")
+    if file.size < 256 and (root / file.path).read_bytes().startswith(LFS_POINTER):
         raise WrongVersion(
-            f"{dataset.name}: {str(path)!r} is a git-LFS pointer, not the file itself; "
+            f"{dataset.name}: {str(root / file.path)!r} is a git-LFS pointer, not the file itself; "
             "run 'git lfs pull' where it is from"
         )

@@ -10,7 +10,7 @@ nothing on gray images and are not computed; brightness and contrast keep torchv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from anaus_bench.loop import step_seed
 
@@ -260,7 +261,8 @@ def resample(source: Tensor, crop: Crop, size: int, interpolation: str) -> Tenso
     side, box = source.shape[-1], crop.box.to(source.device, non_blocking=True)
     rows = _resizing_matrix(box[:, 0], box[:, 2], _positions(size, torch.zeros_like(crop.flip)), side, interpolation)
     columns = _resizing_matrix(box[:, 1], box[:, 3], _positions(size, crop.flip), side, interpolation)
-    cut = rows @ source[:, 0] @ columns.transpose(1, 2)
+    with torch.autocast(source.device.type, enabled=False):
+        cut = rows @ source[:, 0] @ columns.transpose(1, 2)
     return cut.clamp_(0, 1)[:, None]
 
 
@@ -270,21 +272,21 @@ def resample_labels(maps: Tensor, crop: Crop, size: int) -> Tensor:
     rows = box[:, :1] + (2 * _positions(size, torch.zeros_like(crop.flip)) + 1) * box[:, 2:3] // (2 * size)
     columns = box[:, 1:2] + (2 * _positions(size, crop.flip) + 1) * box[:, 3:] // (2 * size)
     rows, columns = (index.to(maps.device, non_blocking=True) for index in (rows, columns))
-    wide = maps.gather(1, rows[:, :, None].expand(-1, -1, maps.shape[-1]))  # (B, size, S)
+    wide = maps[torch.arange(len(maps), device=maps.device)[:, None], rows]  # (B, size, S)
     return wide.gather(2, columns[:, None].expand(-1, size, -1))
 
 
 def photometric(images: Tensor, photometry: Photometry) -> Tensor:
     """Jitter, blur, then solarisation of images (B, 1, H, H) float32 in [0, 1]; as many come back, in [0, 1]."""
-    images = _blur(_jitter(images, photometry), photometry.sigma)
-    solarised = photometry.solarise.to(images.device, non_blocking=True)[:, None, None, None]
-    return torch.where(solarised & (images >= SOLARISE_THRESHOLD), 1 - images, images)
+    images = _jitter(images, photometry)
+    images = _where(photometry.sigma > 0, images, lambda chosen, numbers: _blur(chosen, photometry.sigma[numbers]))
+    return _where(photometry.solarise, images, lambda chosen, _: _solarise(chosen))
 
 
 def normalise(images: Tensor, recipe: View) -> Tensor:
     """Three normalised channels (B, 3, H, W) float32 of images (B, 1, H, W) in [0, 1]."""
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
-    return torch.addcmul(-mean / std, images, 1 / std)
+    return (images / std).sub_(mean / std)
 
 
 def _rows(array: Tensor | NDArray[Any], indices: Tensor, device: torch.device) -> Tensor:
@@ -315,13 +317,8 @@ def _resizing_matrix(start: Tensor, length: Tensor, positions: Tensor, side: int
     index = (centre - reach * stretch).floor() + taps  # (B, size, taps)
     weight = kernel((index + 0.5 - centre) / stretch) * ((index >= 0) & (index < length[:, None, None]))
     weight = weight / weight.sum(dim=2, keepdim=True)
-    return _banded(index + start[:, None, None], weight, side)
-
-
-def _banded(index: Tensor, weight: Tensor, width: int) -> Tensor:
-    """(B, n, width) from the few entries (B, n, taps) of each row; entries of one column are added."""
-    matrix = weight.new_zeros(*weight.shape[:2], width)
-    return matrix.scatter_add_(2, index.long().clamp(0, width - 1).expand_as(weight), weight)
+    columns = (index + start[:, None, None]).long().clamp(0, side - 1)  # what is clamped has weight 0
+    return weight.new_zeros(*index.shape[:2], side).scatter_add_(2, columns, weight)
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -347,27 +344,31 @@ def _jitter(images: Tensor, photometry: Photometry) -> Tensor:
     for is_contrast in (contrast_first, ~contrast_first):
         factor = torch.where(is_contrast, contrast, brightness)
         anchor = torch.where(is_contrast, images.mean(dim=(1, 2, 3), keepdim=True), 0.0)
-        images = torch.lerp(anchor, images, factor).clamp_(0, 1)
+        images = (factor * images).add_((1 - factor) * anchor).clamp_(0, 1)
     return images
 
 
 def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with reflected borders, one matrix product per axis, of the images with sigma > 0."""
-    chosen = sigma.nonzero().flatten()
-    if len(chosen) == 0:
-        return images
-    place = chosen.to(images.device, non_blocking=True)
-    matrix = _blurring_matrix(sigma[chosen].to(images.device, non_blocking=True), images.shape[-1])
-    blurred = matrix @ images[place, 0] @ matrix.transpose(1, 2)
-    return images.index_copy(0, place, blurred[:, None])
-
-
-def _blurring_matrix(sigma: Tensor, side: int) -> Tensor:
-    """(B, side, side): convolution with a Gaussian of `sigma` (B,) pixels, cut at a radius of 11 pixels per 224."""
+    """Gaussian blur with reflected borders, cut at a radius of 11 pixels per 224; one row pass, one column pass."""
+    count, _, side, _ = images.shape
     radius = max(1, round(BLUR_RADIUS_AT_224 * side / 224))
-    taps = torch.arange(-radius, radius + 1, device=sigma.device)
+    taps = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (taps / sigma[:, None]).square())
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, taps)
-    index = (torch.arange(side, device=sigma.device)[:, None] + taps).abs()
-    index = side - 1 - (side - 1 - index).abs()  # (side, taps), reflected at both borders
-    return _banded(index[None], kernel[:, None].expand(-1, side, -1), side)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.device, non_blocking=True)[:, None, None]
+    padded = F.pad(images, [radius] * 4, mode="reflect").view(1, count, side + 2 * radius, -1)
+    with torch.autocast(images.device.type, enabled=False):
+        rows = F.conv2d(padded, kernel, groups=count)  # an image is a channel, with a kernel of its own
+        return F.conv2d(rows, kernel.transpose(2, 3), groups=count).view(images.shape)
+
+
+def _solarise(images: Tensor) -> Tensor:
+    return torch.where(images >= SOLARISE_THRESHOLD, 1 - images, images)
+
+
+def _where(chosen: Tensor, images: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Images of which those `chosen`, (B,) bool on the CPU, are replaced by `function(images, their numbers)`."""
+    numbers = chosen.nonzero().flatten()
+    if len(numbers) == 0:
+        return images
+    place = numbers.to(images.device, non_blocking=True)
+    return images.index_copy(0, place, function(images[place], numbers))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from anaus_bench.lazy import nn
+from anaus_bench.lazy import nn, torch
 from anaus_bench.protocols.batching import encoder_card
 
 if TYPE_CHECKING:
@@ -93,6 +94,16 @@ def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
     return backbone
 
 
+def run_trunks_in_bf16(model: Any, device_type: str) -> None:
+    """Autocasts backbone, pyramid and the convolutional and linear trunks of the heads; what they return is float32.
+
+    The whole model must not be autocast: torchvision decodes boxes in the dtype of the regressed deltas, and bf16
+    rounds coordinates from 256 px on to 2 px.
+    """
+    for trunk in (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.mask_head):
+        trunk.forward = _in_bf16(trunk.forward, device_type)
+
+
 def freeze_below(body: nn.Module, trainable_layers: int) -> None:
     """Leaves gradients to the last `trainable_layers` of conv1, layer1..layer4 (with 5, also to bn1)."""
     trained = TRAINED_FIRST[:trainable_layers] + (("bn1",) if trainable_layers == len(TRAINED_FIRST) else ())
@@ -120,6 +131,23 @@ def transfer_pyramid(encoder: Encoder, fpn: Any, with_bias: bool) -> None:
     for ours, theirs in pairs:
         state = ours.state_dict() if with_bias else {"weight": ours.weight}
         theirs[0].load_state_dict(state)
+
+
+def _in_bf16(forward: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    def wrapped(*args: Any) -> Any:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            return _as_float32(forward(*args))
+
+    return wrapped
+
+
+def _as_float32(values: Any) -> Any:
+    """The same nest of dictionaries, lists and tuples with float32 tensors."""
+    if isinstance(values, Mapping):
+        return {name: _as_float32(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(_as_float32(value) for value in values)
+    return values.float()
 
 
 def _initialise_predictors(model: Any) -> None:

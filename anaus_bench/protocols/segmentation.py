@@ -86,7 +86,7 @@ class SegmentationSettings(TaskSettings):
     )
     score_threshold: float = Field(0.5, ge=0.05, le=1, description="least score of an instance in the union")
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="bf16 autocast on CUDA; a CPU always computes in fp32"
+        "bf16", description="bf16: autocast trunks on CUDA, boxes and losses in fp32; a CPU is always fp32"
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -144,13 +144,15 @@ class SegmentationTask(Task[SegmentationSettingsT]):
             SettingsError: The pyramid is to be transferred and the encoder has none.
             TrainingError: The loss is not finite.
         """
-        from anaus_bench.protocols.maskrcnn import build_maskrcnn
+        from anaus_bench.protocols.maskrcnn import build_maskrcnn, run_trunks_in_bf16
 
         torch.manual_seed(ctx.seed)
         model = build_maskrcnn(encoder, self.settings).to(ctx.device)
+        if self.settings.precision == "bf16" and ctx.device.type == "cuda":
+            run_trunks_in_bf16(model, ctx.device.type)
         log = _train(model, self._decode(fold.train, ctx), self.settings, ctx)
         write_rows(ctx.out / "log.csv", log)
-        write_predictions(ctx.out, list(_predict(model, fold.test, self.settings, ctx)))
+        write_predictions(ctx.out, _predict(model, fold.test, ctx))
 
     def score(self, folds: Sequence[tuple[Fold, Path]]) -> Scores:
         """Metrics per image, their means per fold, and over all images the pixel-pooled (micro) and mean values.
@@ -307,9 +309,8 @@ def _train(
         chosen = batch_indices(ctx.seed, number, len(examples), settings.batch_size).tolist()
         flips = torch.rand(len(chosen), generator=step_generator(ctx.seed, number)) < settings.flip
         pairs = [examples[index].target(flip) for index, flip in zip(chosen, flips.tolist(), strict=True)]
-        with _autocast(settings, ctx.device):
-            losses: dict[str, Tensor] = model([image for image, _ in pairs], [target for _, target in pairs])
-        loss = torch.stack([value.float() for value in losses.values()]).sum()
+        losses: dict[str, Tensor] = model([image for image, _ in pairs], [target for _, target in pairs])
+        loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if settings.gradient_clip is not None:
@@ -327,36 +328,28 @@ def _train(
     )
 
 
-def _predict(
-    model: nn.Module, cases: Sequence[Case], settings: SegmentationSettings, ctx: StageContext
-) -> list[Instances]:
+def _predict(model: nn.Module, cases: Sequence[Case], ctx: StageContext) -> list[Instances]:
     """Detections of each case at its own size, one image at a time."""
     predictions = []
     model.eval()
     with ctx.progress.track("predict", len(cases)) as tracker, torch.inference_mode():
         for done, case in enumerate(cases, start=1):
             image = torch.from_numpy(np.array(case.read().image)).to(ctx.device)
-            with _autocast(settings, ctx.device):
-                (output,) = model([(image.float() / 255).expand(3, -1, -1)])
+            (output,) = model([(image.float() / 255).expand(3, -1, -1)])
             masks = (output["masks"][:, 0] >= 0.5).cpu().numpy()
             predictions.append(
                 Instances(
                     image_id=case.sample.sample_id,
                     height=image.shape[0],
                     width=image.shape[1],
-                    boxes=output["boxes"].float().tolist(),
-                    scores=output["scores"].float().tolist(),
+                    boxes=output["boxes"].tolist(),
+                    scores=output["scores"].tolist(),
                     labels=output["labels"].tolist(),
                     masks=[encode_rle(mask) for mask in masks],
                 )
             )
             tracker.advance(done, images=1, waited=0.0)
     return predictions
-
-
-def _autocast(settings: SegmentationSettings, device: torch.device) -> torch.autocast:
-    enabled = settings.precision == "bf16" and device.type == "cuda"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _read(case: Case) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

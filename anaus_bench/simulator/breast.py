@@ -7,76 +7,21 @@ the probe to 1, `x` from -0.5 to 0.5.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from anaus_bench.simulator.geometry import Array, Resampling
+from anaus_bench.simulator.lesions import Lesion, ripple, with_lesion
 from anaus_bench.simulator.physics import Tissue, smooth_noise
+from anaus_bench.simulator.shapes import Oscillation, ridges, step, undulation
 
 Kind = Literal["benign", "malignant", "normal"]
 KINDS: tuple[Kind, ...] = ("benign", "malignant", "normal")
 MARGIN = 0.06  # of the picture, on each side of the sheet
 FAT_DENSITY = 0.35  # share of scatterers in fat
 TWO_LESIONS = 0.05  # share of lesion patients that have two
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """One lesion.
-
-    Attributes:
-        z, x: Centre.
-        width: Half axis across.
-        height: Half axis along the beam, before the tilt.
-        tilt: Rotation in radians.
-        ripple: Amplitudes and phases of the outline's waves: radius times 1 + sum of a_k cos(k phi + p_k), k from 2.
-        level: Echo level relative to the tissue around, in dB.
-        texture: Standard deviation of the level inside, in dB.
-        margin: Width of the transition at the border, as a share of the radius.
-        rim: Amplitude of the capsule as an interface.
-        halo: Level added around the border, in dB.
-        attenuation: dB per imaging depth; negative enhances what lies behind.
-        edge_shadow: Loss behind the lateral borders, in dB.
-        spicules: Number of spicules; 0 for a smooth border.
-        calcifications: Number of microcalcifications.
-    """
-
-    z: float
-    x: float
-    width: float
-    height: float
-    tilt: float
-    ripple: tuple[tuple[float, float], ...]
-    level: float
-    texture: float
-    margin: float
-    rim: float
-    halo: float
-    attenuation: float
-    edge_shadow: float
-    spicules: int
-    calcifications: int
-
-
-@dataclass(frozen=True)
-class Oscillation:
-    """A motion of the tissue: amplitude as a share of the picture, phase in radians, period in frames."""
-
-    amplitude: float
-    phase: float
-    period: float
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> Oscillation:
-        """Amplitude and speed of a hand-held probe."""
-        return cls(rng.uniform(0.006, 0.02), rng.uniform(0, 2 * math.pi), rng.uniform(12, 30))
-
-    def at(self, time: float) -> float:
-        """Shift at `time`, as a share of the picture."""
-        return self.amplitude * math.sin(2 * math.pi * time / self.period + self.phase)
 
 
 class Breast:
@@ -101,15 +46,7 @@ class Breast:
     def at(self, time: float) -> tuple[Tissue, Resampling]:
         """What the beams meet at `time` (frames), and where on the sheet of scatterers each beam sample is."""
         place = Resampling(*self.positions(time), self.sheet)
-        rest = self._rest
-        tissue = Tissue(
-            labels=place.nearest(rest.labels),
-            level=place.linear(rest.level),
-            attenuation=place.linear(rest.attenuation),
-            density=place.nearest(rest.density),
-            specular=place.linear(rest.specular),
-        )
-        return tissue, place
+        return self._rest.seen(place), place
 
     def positions(self, time: float) -> tuple[Array, Array]:
         """Rows and columns of the sheet, each (samples, lines) float32, that the beam samples show at `time`.
@@ -166,9 +103,9 @@ class Borders:
     @classmethod
     def draw(cls, rng: np.random.Generator, length: int) -> Borders:
         """Borders of one patient."""
-        fat = _border(rng, length, rng.uniform(0.10, 0.34), rng.uniform(0.015, 0.045))
-        gland = _border(rng, length, rng.uniform(0.5, 0.75), 0.03)
-        fascia = _border(rng, length, rng.uniform(0.66, 0.92), 0.008)
+        fat = undulation(rng, length, rng.uniform(0.10, 0.34), rng.uniform(0.015, 0.045))
+        gland = undulation(rng, length, rng.uniform(0.5, 0.75), 0.03)
+        fascia = undulation(rng, length, rng.uniform(0.66, 0.92), 0.008)
         return cls(rng.uniform(0.018, 0.035), fat, np.maximum(gland, fat + np.float32(0.06)), fascia)
 
 
@@ -216,11 +153,11 @@ def _levels(rng: np.random.Generator, depth: Array, borders: Borders, textures: 
     fat = np.float32(rng.uniform(-32, -28)) + np.float32(1.3) * islands + 5 * np.clip(streaks - np.float32(0.9), 0, 2)
     gland = np.float32(rng.uniform(-26, -21)) + 2 * textures.strands
     gland += np.float32(rng.uniform(4, 11)) * np.clip(streaks - np.float32(0.5), 0, 2)
-    gland -= 7 * _step((islands - np.float32(rng.uniform(0.2, 1.6))) * 3)  # the rest is fat islands
+    gland -= 7 * step((islands - np.float32(rng.uniform(0.2, 1.6))) * 3)  # the rest is fat islands
     muscle = np.float32(rng.uniform(-34, -30)) + 2 * fibres
     muscle += np.float32(rng.uniform(6, 13)) * np.clip(fibres - np.float32(0.6), 0, 2)
 
-    share = _step((depth - borders.fat) / np.float32(0.015)) * _step((borders.gland - depth) / np.float32(0.02))
+    share = step((depth - borders.fat) / np.float32(0.015)) * step((borders.gland - depth) / np.float32(0.02))
     level = fat + (gland - fat) * share
     level = np.where(depth > borders.fascia, muscle, level)
     level = np.where(depth < np.float32(borders.skin), np.float32(-24) + fibres, level)
@@ -230,15 +167,15 @@ def _levels(rng: np.random.Generator, depth: Array, borders: Borders, textures: 
 def _interfaces(rng: np.random.Generator, depth: Array, borders: Borders, textures: Textures) -> Array:
     """Specular amplitude of ligaments, strands, the borders of the layers, and the skin."""
     skin = np.float32(borders.skin)
-    ligaments = np.float32(rng.uniform(0.08, 0.2)) * _ridges(textures.lobules, 0.6, 1)
-    ligaments += np.float32(rng.uniform(0.03, 0.12)) * _ridges(textures.septa - np.float32(0.5), 0.5, 1)
-    strands = np.float32(rng.uniform(0.04, 0.13)) * _ridges(textures.strands - np.float32(0.5), 0.5, 1)
+    ligaments = np.float32(rng.uniform(0.08, 0.2)) * ridges(textures.lobules, 0.6, 1)
+    ligaments += np.float32(rng.uniform(0.03, 0.12)) * ridges(textures.septa - np.float32(0.5), 0.5, 1)
+    strands = np.float32(rng.uniform(0.04, 0.13)) * ridges(textures.strands - np.float32(0.5), 0.5, 1)
     in_fat, in_gland = (depth > skin) & (depth < borders.fat), (depth > borders.fat) & (depth < borders.gland)
     specular = np.where(in_fat, ligaments, 0) + np.where(in_gland, strands, 0)
     for border, strength in ((borders.fat, 0.08), (borders.gland, 0.10), (borders.fascia, 0.26)):
-        specular += np.float32(strength * rng.uniform(0.4, 1.3)) * _ridges(depth - border, 0.7, 2)
-    specular += np.float32(0.12) * _ridges(depth - skin, 0.6, 2)
-    specular += np.float32(0.2) * _ridges(depth - np.float32(0.004), 0.6, 2)  # the probe's face
+        specular += np.float32(strength * rng.uniform(0.4, 1.3)) * ridges(depth - border, 0.7, 2)
+    specular += np.float32(0.12) * ridges(depth - skin, 0.6, 2)
+    specular += np.float32(0.2) * ridges(depth - np.float32(0.004), 0.6, 2)  # the probe's face
     fading = np.exp(np.float32(0.9) * textures.rough + np.float32(0.6) * textures.islands - np.float32(0.6))
     return np.asarray(specular * fading, dtype=np.float32)
 
@@ -262,7 +199,7 @@ def _draw_benign(rng: np.random.Generator, x: float, scale: float) -> Lesion:
         width=width,
         height=width / rng.uniform(1.25, 2.2),
         tilt=rng.normal(0, 0.15),
-        ripple=_ripple(rng, rng.uniform(0.01, 0.05), 5),
+        ripple=ripple(rng, rng.uniform(0.01, 0.05), 5),
         level=-30.0 if cyst else rng.uniform(-17, -9),
         texture=0.5 if cyst else rng.uniform(0.8, 2.2),
         margin=rng.uniform(0.03, 0.07),
@@ -283,7 +220,7 @@ def _draw_malignant(rng: np.random.Generator, x: float, scale: float) -> Lesion:
         width=width,
         height=width / rng.uniform(0.7, 1.35),
         tilt=rng.normal(0, 0.3),
-        ripple=_ripple(rng, rng.uniform(0.12, 0.24), 9),
+        ripple=ripple(rng, rng.uniform(0.12, 0.24), 9),
         level=rng.uniform(-18, -10),
         texture=rng.uniform(2, 4),
         margin=rng.uniform(0.08, 0.2),
@@ -294,79 +231,3 @@ def _draw_malignant(rng: np.random.Generator, x: float, scale: float) -> Lesion:
         spicules=int(rng.integers(7, 16)),
         calcifications=int(rng.integers(3, 12)) if rng.random() < 0.3 else 0,
     )
-
-
-def _ripple(rng: np.random.Generator, amplitude: float, highest: int) -> tuple[tuple[float, float], ...]:
-    """Waves of orders 2 to `highest` whose amplitudes fall with the order."""
-    orders = range(2, highest + 1)
-    return tuple((amplitude * rng.normal() / order**0.8, rng.uniform(0, 2 * math.pi)) for order in orders)
-
-
-def with_lesion(tissue: Tissue, lesion: Lesion, number: int, z: Array, x: Array, rng: np.random.Generator) -> Tissue:
-    """`tissue` in which `lesion` takes the place of what was there, with label `number`."""
-    radius, angle = _polar(lesion, z, x)  # radius 1 is the outline
-    inside = radius < 1
-    around = np.float32(np.mean(tissue.level[np.abs(radius - 1.4) < 0.3]))
-
-    texture = smooth_noise(rng, radius.shape, (0.03, 0.035)) * np.float32(lesion.texture)
-    border = radius
-    halo = np.exp(-(((radius - 1.25) / 0.28) ** 2)) * np.float32(lesion.halo)
-    if lesion.spicules:
-        ray = np.cos(lesion.spicules * angle + 4 * np.sin(2 * angle + lesion.tilt)) ** 7
-        reach = np.exp(-np.clip(radius - 1, 0, None) / 0.35)
-        border = radius - np.float32(0.3) * np.clip(ray, 0, 1) * reach  # dark spicules leave the mass
-    share = _step((1 - border) / np.float32(lesion.margin))
-    level = (tissue.level + halo) * (1 - share) + (around + np.float32(lesion.level) + texture) * share
-
-    rim = np.exp(-(((radius - 1) * min(lesion.width, lesion.height) / 0.006) ** 2))
-    specular = tissue.specular * (1 - share) + rim * np.abs(np.sin(angle)) ** 6 * np.float32(lesion.rim)
-    if lesion.calcifications:
-        rows, columns = np.nonzero(radius < 0.8)
-        chosen = rng.choice(len(rows), min(lesion.calcifications, len(rows)), replace=False)
-        specular[rows[chosen], columns[chosen]] += rng.uniform(0.6, 2.0, len(chosen)).astype(np.float32)
-
-    attenuation = tissue.attenuation * (1 - share) + np.float32(lesion.attenuation) * share
-    if lesion.edge_shadow:
-        side = np.exp(-(((np.abs(x - lesion.x) - lesion.width) / 0.018) ** 2))
-        tangent = np.exp(-(((z - lesion.z) / 0.05) ** 2)) / np.float32(0.05 * math.sqrt(math.pi))
-        attenuation = attenuation + np.float32(lesion.edge_shadow) * side * tangent
-    return Tissue(
-        labels=np.where(inside, np.uint8(number), tissue.labels),
-        level=level.astype(np.float32),
-        attenuation=attenuation.astype(np.float32),
-        density=np.where(inside, np.float32(1), tissue.density),
-        specular=specular.astype(np.float32),
-    )
-
-
-def _polar(lesion: Lesion, z: Array, x: Array) -> tuple[Array, Array]:
-    """Radius (1 on the outline) and angle (0 sideways, positive downwards) about a lesion's centre."""
-    cosine, sine = np.float32(math.cos(lesion.tilt)), np.float32(math.sin(lesion.tilt))
-    down, across = z - np.float32(lesion.z), x - np.float32(lesion.x)
-    along = (across * cosine + down * sine) / np.float32(lesion.width)
-    beam = (down * cosine - across * sine) / np.float32(lesion.height)
-    angle = np.arctan2(beam, along)
-    outline = np.ones_like(angle)
-    for order, (amplitude, phase) in enumerate(lesion.ripple, start=2):
-        outline += np.float32(amplitude) * np.cos(order * angle + np.float32(phase))
-    return np.asarray(np.hypot(along, beam) / outline, dtype=np.float32), angle.astype(np.float32)
-
-
-def _border(rng: np.random.Generator, length: int, depth: float, amplitude: float) -> Array:
-    """(length,) an undulating depth."""
-    waves = smooth_noise(rng, (1, length), (1.0, 0.16)) + np.float32(0.4) * smooth_noise(rng, (1, length), (1.0, 0.05))
-    return np.asarray(np.float32(depth) + np.float32(amplitude) * waves[0], dtype=np.float32)
-
-
-def _ridges(field: Array, width: float, sharpness: float) -> Array:
-    """1 on the zero level of `field`, falling within `width` samples; times |cos(beam, normal)|^sharpness."""
-    down, across = np.gradient(field)
-    steep = np.sqrt(down**2 + across**2) + np.float32(1e-9)
-    line = np.exp(-((field / (steep * np.float32(width))) ** 2))
-    return np.asarray(line * (np.abs(down) / steep) ** np.float32(sharpness), dtype=np.float32)
-
-
-def _step(value: Array) -> Array:
-    """Rises smoothly from 0 at -1 to 1 at 1."""
-    ramp = np.clip(value * np.float32(0.5) + np.float32(0.5), 0, 1)
-    return np.asarray(ramp * ramp * (3 - 2 * ramp), dtype=np.float32)

@@ -57,6 +57,26 @@ class Geometry:
     angle: float = 0.0
     radius: float = 0.0
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Height and width, in imaging depths, of the smallest rectangle that holds the beams."""
+        if self.angle == 0:
+            return 1.0, 1.0
+        half = math.radians(self.angle) / 2
+        reach = self.radius + 1
+        return reach - self.radius * math.cos(half), 2 * reach * math.sin(half)
+
+    def pixel(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Height and width, in imaging depths, of a pixel of a picture of `shape` (rows, columns).
+
+        Parallel beams fill the picture; others keep their proportions.
+        """
+        height, width = self.extent
+        if self.angle == 0:
+            return height / shape[0], width / shape[1]
+        side = max(height / shape[0], width / shape[1])
+        return side, side
+
 
 def linear() -> Geometry:
     """Parallel beams that fill the picture."""
@@ -74,45 +94,43 @@ def sector(angle: float) -> Geometry:
 
 
 class ScanConversion:
-    """From the beam grid (samples, lines) to a square picture; outside the beams everything is 0."""
+    """From the beam grid (samples, lines) to a picture (rows, columns); outside the beams everything is 0."""
 
-    def __init__(self, geometry: Geometry, grid: tuple[int, int], size: int) -> None:
-        depth, lateral = _beam_coordinates(geometry, size)
+    def __init__(self, geometry: Geometry, grid: tuple[int, int], shape: tuple[int, int]) -> None:
+        depth, lateral = _beam_coordinates(geometry, shape)
         self.inside = (depth >= 0) & (depth <= 1) & (np.abs(lateral) <= 0.5)
-        self._size = size
         self._resampling = Resampling(
             depth[self.inside] * grid[0] - 0.5, (lateral[self.inside] + 0.5) * grid[1] - 0.5, grid
         )
 
     def picture(self, grey: Array) -> NDArray[np.uint8]:
-        """(size, size) uint8 of grey levels (samples, lines) in [0, 255]."""
-        picture = np.zeros((self._size, self._size), dtype=np.uint8)
+        """(rows, columns) uint8 of grey levels (samples, lines) in [0, 255]."""
+        picture = np.zeros(self.inside.shape, dtype=np.uint8)
         picture[self.inside] = (self._resampling.linear(grey) + 0.5).astype(np.uint8)
         return picture
 
     def label_map(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(size, size) uint8 ids of the nearest samples of `labels` (samples, lines)."""
-        picture = np.zeros((self._size, self._size), dtype=np.uint8)
+        """(rows, columns) uint8 ids of the nearest samples of `labels` (samples, lines)."""
+        picture = np.zeros(self.inside.shape, dtype=np.uint8)
         picture[self.inside] = self._resampling.nearest(labels)
         return picture
 
 
 @lru_cache(maxsize=24)
-def scan_conversion(geometry: Geometry, grid: tuple[int, int], size: int) -> ScanConversion:
+def scan_conversion(geometry: Geometry, grid: tuple[int, int], shape: tuple[int, int]) -> ScanConversion:
     """The conversion of a geometry, computed once."""
-    return ScanConversion(geometry, grid, size)
+    return ScanConversion(geometry, grid, shape)
 
 
-def _beam_coordinates(geometry: Geometry, size: int) -> tuple[Array, Array]:
+def _beam_coordinates(geometry: Geometry, shape: tuple[int, int]) -> tuple[Array, Array]:
     """Of each pixel centre: depth (0 at the probe, 1 at the bottom) and position across the beams (-0.5 to 0.5)."""
-    centres = (np.arange(size) + 0.5) / size
-    down, across = np.meshgrid(centres, centres - 0.5, indexing="ij")
+    height, width = geometry.pixel(shape)
+    down, across = np.meshgrid(
+        (np.arange(shape[0]) + 0.5) * height, (np.arange(shape[1]) + 0.5 - shape[1] / 2) * width, indexing="ij"
+    )
     if geometry.angle == 0:
         return down.astype(np.float32), across.astype(np.float32)
     half = math.radians(geometry.angle) / 2
-    reach = geometry.radius + 1
-    top = geometry.radius * math.cos(half)
-    extent = max(2 * reach * math.sin(half), reach - top)
-    down, across = top + down * extent, across * extent
+    down += geometry.radius * math.cos(half)
     depth = np.hypot(down, across) - geometry.radius
     return depth.astype(np.float32), (np.arctan2(across, down) / (2 * half)).astype(np.float32)

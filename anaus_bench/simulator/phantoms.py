@@ -43,14 +43,83 @@ class Clip:
     """A generated video.
 
     Attributes:
-        images: (T, size, size) uint8.
-        labels: (T, size, size) uint8, 0 = none, k = `structures[k-1]`.
-        structures: Name of each label id.
+        images: (T, H, W) uint8.
+        labels: (T, H, W) uint8, 0 = none, k = `structures[k-1]`.
+        structures: Name of each label id. Lung, thyroid and heart keep their ids whatever is to be seen:
+            lung 1 pleura, 2 rib, 3 a-line, 4 b-line, 5 consolidation, 6 effusion; thyroid 1 gland, 2 trachea,
+            3 carotid, 4 and above one nodule each (the whole gland is 1 together with 4 and above); heart 1 left
+            ventricle, 2 myocardium, 3 left atrium. Breast: one lesion each.
+        anatomy: "breast", "lung", "thyroid" or "heart".
+        patient: Number of the patient in the cohort.
+        video: Number of the video among the patient's.
+        kind: One of `KINDS[anatomy]`.
+        view: What the picture shows: breast "lesion"; lung "intercostal"; thyroid "lobe" or "transverse"; heart "2ch"
+            or "4ch".
+        probe: "linear", "convex" or "phased".
+        fps: Frames a second.
+        spacing: Millimetres a pixel, (down, across).
+        diastole, systole: Heart alone: frames of end-diastole and end-systole, from 0; otherwise None.
+        ejection_fraction: Heart alone: of this view, in [0, 1].
+        infarct: Heart alone: name of the segment that hardly moves, or None.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     structures: tuple[str, ...]
+    anatomy: str
+    patient: int
+    video: int
+    kind: str
+    view: str
+    probe: str
+    fps: float
+    spacing: tuple[float, float]
+    diastole: int | None = None
+    systole: int | None = None
+    ejection_fraction: float | None = None
+    infarct: str | None = None
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "breast": ("benign", "malignant", "normal"),
+    "lung": ("covid", "pneumonia", "regular"),
+    "thyroid": ("benign", "malignant", "normal"),
+    "heart": ("2ch", "4ch", "2ch-infarct", "4ch-infarct"),
+}
+
+
+def clips(
+    anatomy: str,
+    cohort: str,
+    kinds: Sequence[str],
+    *,
+    frames: int | Sequence[int],
+    size: int | tuple[int, int],
+    seed: int,
+    patients: Sequence[int] | None = None,
+    beats: float = 1.0,
+) -> Iterator[Clip]:
+    """One clip of each entry of `kinds`, in order; the same bytes for the same arguments.
+
+    The patient fixes anatomy, scatterers, probe and the machine's settings; a video, motion and noise. Many clips are
+    shared out among worker processes; the result does not depend on it.
+
+    Args:
+        anatomy: A key of `KINDS`.
+        cohort: Name of the population, as a rule the data set's: no two cohorts share a patient.
+        kinds: Each one of `KINDS[anatomy]`.
+        frames: Frames of every clip, or of each.
+        size: Side of the square pictures in pixels, or (rows, columns).
+        seed: Fixes everything else.
+        patients: Patient of each clip; 0, 1, 2, ... by default. The n-th clip of a patient is its n-th video, so that
+            kinds ("2ch", "4ch") with patients (0, 0) are two views of one heart.
+        beats: Heart alone: cycles from the first frame, which is end-diastole, to the last; 0.5 ends at end-systole
+            (a half sequence as in CAMUS), 1 is a full cycle. Any other anatomy moves at its own speed.
+
+    Raises:
+        KeyError, ValueError: Unknown anatomy or kind; `frames` or `patients` of another length than `kinds`.
+    """
+    raise RuntimeError("being written")
 
 
 def breast_clips(cohort: str, kinds: Sequence[Kind], frames: int, size: int, seed: int) -> Iterator[Clip]:
@@ -106,7 +175,7 @@ def scan(anatomy: Anatomy, scanner: Scanner, geometry: Geometry, frames: int, si
             gain = gain_for(envelope, scanner, mean_grey)
         images.append(conversion.picture(compress(envelope, scanner, gain)))
         labels.append(conversion.label_map(tissue.labels))
-    return Clip(np.stack(images), np.stack(labels), anatomy.structures)
+    return Clip(np.stack(images), np.stack(labels), anatomy.structures, "breast", seed[-1], 0, "", "lesion", "linear", 25.0, (1.0, 1.0))
 
 
 def linear_scanner(rng: np.random.Generator, grid: tuple[int, int]) -> Scanner:

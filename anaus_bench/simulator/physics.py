@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
-from anaus_bench.simulator.geometry import Array
+from anaus_bench.simulator.geometry import Array, Resampling
 
 DECIBEL = np.float32(math.log(10) / 20)  # exp(DECIBEL * x) is the amplitude of x decibels
 
@@ -38,6 +38,16 @@ class Tissue:
     attenuation: Array
     density: Array
     specular: Array
+
+    def seen(self, place: Resampling) -> Tissue:
+        """This sheet of tissue at the positions of `place`; labels and density keep their values."""
+        return Tissue(
+            labels=place.nearest(self.labels),
+            level=place.linear(self.level),
+            attenuation=place.linear(self.attenuation),
+            density=place.nearest(self.density),
+            specular=place.linear(self.specular),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A training step against the encoder passes it cannot avoid, as a ratio in one run.
 
-A step is loss, backward, optimiser (LARS) and moving average, on views made beforehand (what AnaUS cuts and damages for
-its context branch is part of the step). The passes are those of the same encoder on the same images: AnaUS 3 forward and
-backward, 3 forward without gradients; BYOL 2 and 2.
+A step is loss, backward, optimiser (LARS) and moving average, on views made beforehand (what AnaUS cuts and damages
+for its context branch is part of the step). The passes are those of the same encoder on as many images: AnaUS 3 forward
+and backward, 3 forward without gradients; BYOL 2 and 2. Seconds are those of the process on a CPU with one thread, so
+that a shared machine disturbs them little, else of the clock.
 """
 
 from __future__ import annotations
@@ -84,13 +85,14 @@ def measure(
 def interleaved(functions: Sequence[Callable[[], None]], repeats: int, device: torch.device) -> list[float]:
     """Median seconds of each function, called in turn; the first round is not counted."""
     seconds: list[list[float]] = [[] for _ in functions]
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(repeats + 1):
         for function, taken in zip(functions, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             function()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
     return [statistics.median(taken[1:]) for taken in seconds]
 
 

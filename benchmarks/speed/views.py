@@ -45,6 +45,7 @@ class PerImage:
         self.crop = tv.RandomResizedCrop(recipe.size, recipe.crop_area, recipe.crop_ratio)
 
     def __call__(self, image: Image.Image, label_map: Image.Image) -> tuple[Tensor, Tensor]:
+        """View (3, size, size) float32, normalised, and its label map (1, size, size) uint8."""
         box = self.crop.make_params([image])
         where = (box["top"], box["left"], box["height"], box["width"], [self.recipe.size] * 2)
         image = tv.functional.resized_crop(image, *where, interpolation=InterpolationMode.BICUBIC)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
@@ -82,8 +86,10 @@ class LPSAM(MaskSource[LPSAMSettings]):
 
         classes = self.class_maps(*self.logits(images), images.shape[-2:]).cpu().numpy()
         least = self.settings.min_area * images.shape[-2] * images.shape[-1]
-        maps = [torch.from_numpy(split_components(one, least, self.settings.max_structures)) for one in classes]
-        return torch.stack(maps).to(images.device)
+        split = functools.partial(split_components, min_area=least, most=self.settings.max_structures)
+        with ThreadPoolExecutor() as pool:  # the labelling runs outside the interpreter's lock
+            maps = list(pool.map(split, classes))
+        return torch.from_numpy(np.stack(maps)).to(images.device)
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The network alone: logits (B, K, h, w) float32 of each structure class, and its predicted IoU (B, K) float32.
