@@ -40,16 +40,24 @@ class PretrainSettings(Settings):
     batch: int = Field(192, ge=2, description="Images per step, over all devices.")
     epochs: int = Field(300, ge=1, description="Passes over the corpus; steps = epochs x floor(images / batch).")
     steps: int | None = Field(None, ge=1, description="Number of steps, in place of epochs.")
-    optimiser: Literal["lars", "sgd", "adamw"] = Field(
-        "lars", description="LARS as in BYOL; SGD and AdamW as in torch."
+    optimiser: Literal["lars", "sgd", "adam", "adamw"] = Field(
+        "lars", description="LARS as in BYOL; the rest as in torch."
     )
-    base_lr: float = Field(0.3, gt=0, description="Learning rate per 256 images; lr = base_lr x batch / 256.")
+    base_lr: float = Field(0.3, gt=0, description="Learning rate; with lr_scaling that of 256 images.")
+    lr_scaling: bool = Field(True, description="Whether lr = base_lr x batch / 256.")
+    schedule: Literal["cosine", "constant", "fixmatch"] = Field(
+        "cosine", description="After the warm-up: half a cosine to lr_end, no change, or cos(7 pi t / 16)."
+    )
+    lr_end: float = Field(0.0, ge=0, le=1, description="Last learning rate of the cosine, as a share of the peak.")
+    warmup_epochs: float = Field(3, ge=0, description="Linear warm-up from 0, in epochs (with steps: of `epochs`).")
     weight_decay: float = Field(1e-6, ge=0, description="Not applied to biases and norm parameters.")
     sgd_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of LARS and SGD.")
+    nesterov: bool = Field(False, description="Nesterov's momentum, of SGD.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Of Adam and AdamW.")
+    clip: float | None = Field(None, gt=0, description="Largest norm of the gradient.")
     lars: Literal["standard", "official"] = Field(
         "standard", description="Denominator and momentum buffer of LARS: BYOL's, or those of the authors' code."
     )
-    warmup_epochs: float = Field(3, ge=0, description="Linear warm-up from 0, in epochs (with steps: of `epochs`).")
     init: Literal["imagenet", "random"] = Field(
         "imagenet", description="What the encoder starts from (AnaUS Sec. 3.1)."
     )

@@ -15,7 +15,7 @@ import yaml
 
 from anaus_bench.errors import SettingsError
 
-PRESETS = ("paper", "official", "demo", "tiny")
+PRESETS = ("paper", "official", "native", "demo", "tiny")
 
 
 class Settings(pydantic.BaseModel):

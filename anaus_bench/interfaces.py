@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from anaus_bench.data.corpus import PackedCorpus
+    from anaus_bench.data.sampling import Sampler
     from anaus_bench.data.views import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
@@ -212,20 +213,32 @@ class Objective(Plugin[S]):
         trains: False for initialisations, which only build an encoder.
         initialisation: What the encoder must start from; None leaves it to the pre-training settings.
         makes_own_groups: Whether it can group pixels itself, so that masks are optional.
+        recipes: Preset -> values of the pre-training protocol, such as the paper's own under `native`.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     trains: ClassVar[bool] = True
     initialisation: ClassVar[Literal["imagenet", "random"] | None] = None
     makes_own_groups: ClassVar[bool] = False
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def pyramid(self) -> bool:
-        """Whether the encoder needs its feature pyramid (strides 4, 8 and 16)."""
-        return False
+    def finest_stride(self) -> int:
+        """Finest map of the encoder's pyramid that is used: 4, 8 or 16; 32 if none is."""
+        return 32
 
     def views(self, size: int) -> tuple[View, ...]:
         """The recipe of each view, (size, size) pixels."""
         raise NotImplementedError
+
+    def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
+        """Draws the images of each step, `batch` items; single images by default.
+
+        Raises:
+            DataError: The corpus lacks what the method compares, such as clips.
+        """
+        from anaus_bench.data.sampling import ImageSampler
+
+        return ImageSampler(len(corpus), batch, seed)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """All networks, with the online encoder under `encoder`: what is exported, nothing else survives.

@@ -146,7 +146,7 @@ def classification_scores(truth: NDArray[np.integer], probabilities: NDArray[np.
     """Metrics of a set of images; the prediction is the most probable class.
 
     `f1` (mean of the classes' F1), `balanced_accuracy` and `auroc` (one class against the rest) are means over the
-    classes that are present in the truth; `auroc` is left out when there is only one. `ece` has 15 bins of the top
+    classes that are present in the truth; `auroc` is nan when there is only one. `ece` has 15 bins of the top
     probability.
 
     Args:
@@ -154,24 +154,23 @@ def classification_scores(truth: NDArray[np.integer], probabilities: NDArray[np.
         probabilities: (N, C), each row sums to 1.
 
     Returns:
-        `accuracy`, `f1`, `balanced_accuracy`, `mcc`, `ece`, and `auroc` where it is defined.
+        `accuracy`, `f1`, `balanced_accuracy`, `auroc`, `mcc` and `ece`.
     """
     from sklearn.metrics import roc_auc_score
 
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(truth, predicted, probabilities.shape[1])
     classes = per_class(confusion)
-    scores = {
+    present = np.flatnonzero(confusion.sum(axis=1))
+    one_against_rest = [roc_auc_score(truth == k, probabilities[:, k]) for k in present if len(present) > 1]
+    return {
         "accuracy": float(np.trace(confusion) / confusion.sum()),
         "f1": float(np.nanmean(classes["f1"])),
         "balanced_accuracy": float(np.nanmean(classes["recall"])),
+        "auroc": float(np.mean(one_against_rest)) if one_against_rest else math.nan,
         "mcc": matthews_correlation(confusion),
         "ece": expected_calibration_error(truth, probabilities),
     }
-    present = np.flatnonzero(confusion.sum(axis=1))
-    if len(present) > 1:
-        scores["auroc"] = float(np.mean([roc_auc_score(truth == k, probabilities[:, k]) for k in present]))
-    return scores
 
 
 def matthews_correlation(confusion: NDArray[np.int64]) -> float:

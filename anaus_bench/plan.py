@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anaus_bench.cell import CORE_SETTINGS, Cell, CorpusSettings, PhantomSettings, PretrainSettings
-from anaus_bench.config import PRESETS, check_known, resolve
+from anaus_bench.config import PRESETS, check_known, merge, resolve
 from anaus_bench.errors import DataError, DatasetNotFound, LeakageError, SettingsError
 from anaus_bench.interfaces import Dataset, Index, MaskSource, Objective, Task
 from anaus_bench.registry import KINDS, Registry
@@ -279,7 +279,8 @@ class _Planner:
     ) -> tuple[Stage, Stage | None]:
         """The pre-training stage, and the fitting stage of the mask source."""
         cell = self.cell
-        settings = self._core(PretrainSettings, "pretrain")
+        values = merge(objective.recipes.get(cell.preset, {}), cell.overrides.get("pretrain", {}))
+        settings = resolve(PretrainSettings, "pretrain", cell.preset, values)
         start = objective.initialisation or settings.init
         spec: dict[str, Any] = {
             "objective": self.registry.spec("objectives", objective),

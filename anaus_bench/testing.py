@@ -48,7 +48,7 @@ def check_objective(objective: Objective[Any], *, size: int = 32, images: int = 
         assert objective.initialisation is not None, f"{objective.name}: an initialisation must say which"
         return
     torch.manual_seed(0)
-    nets = objective.build(Encoder("resnet18", objective.pyramid()), num_classes=3).train()
+    nets = objective.build(Encoder("resnet18", objective.finest_stride()), num_classes=3).train()
     assert "encoder" in nets, f"{objective.name}: build must hold the online encoder under 'encoder'"
     batch = synthetic_batch(objective, size=size, images=images)
     before = copy.deepcopy(nets.state_dict())
@@ -76,7 +76,7 @@ def check_objective(objective: Objective[Any], *, size: int = 32, images: int = 
     assert torch.equal(again, loss), f"{objective.name}: one state and one batch must give one loss"
     nets.load_state_dict(after)
     expected, _ = objective.loss(nets, batch)
-    other = objective.build(Encoder("resnet18", objective.pyramid()), num_classes=3).train()
+    other = objective.build(Encoder("resnet18", objective.finest_stride()), num_classes=3).train()
     other.load_state_dict(after)
     found, _ = objective.loss(other, batch)
     assert torch.equal(found, expected), f"{objective.name}: the state dict must hold all state"
@@ -174,16 +174,18 @@ def synthetic_corpus(count: int, seed: int = 0) -> PackedCorpus:
 def synthetic_batch(objective: Objective[Any], *, size: int, images: int, seed: int = 0, step: int = 0) -> Batch:
     """The batch of one step on a synthetic corpus, with masks if the objective can take them."""
     corpus = synthetic_corpus(max(images, 8), seed)
+    draw = objective.sampler(corpus, images, seed).draw(step, 0.0)
     masked = "masks" in objective.needs or objective.makes_own_groups
     return make_batch(
         corpus.images,
         corpus.truth if masked else None,
         corpus.boxes(),
         corpus.labels(),
-        torch.arange(images),
+        draw.images,
         objective.views(size),
         seed,
         step,
+        weights=draw.weights,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,11 +87,14 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     import safetensors.torch
     import torch
 
+    # What torch's unpickler raises on bytes that are no pickle depends on the bytes.
+    unreadable = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (*unreadable, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights ({reason}); download it again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict", state.get("model")), Mapping):

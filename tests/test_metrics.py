@@ -192,10 +192,10 @@ def test_a_class_never_predicted_has_precision_zero_and_an_absent_one_none() -> 
     assert all(np.isnan(values[2]) for values in classes.values())
 
 
-def test_auroc_is_left_out_when_only_one_class_is_present() -> None:
+def test_auroc_is_undefined_when_only_one_class_is_present() -> None:
     scores = metrics.classification_scores(np.array([1, 1]), np.array([[0.3, 0.7], [0.6, 0.4]]))
 
-    assert "auroc" not in scores
+    assert np.isnan(scores.pop("auroc"))
     assert all(np.isfinite(value) for value in scores.values())
 
 

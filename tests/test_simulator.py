@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anaus_bench.simulator import phantoms
 from anaus_bench.simulator.breast import KINDS, Breast, draw_lesions
-from anaus_bench.simulator.geometry import Array, Resampling, convex, linear, scan_conversion, sector
+from anaus_bench.simulator.geometry import Array, Resampling, Sheet, convex, linear, scan_conversion, sector
 from anaus_bench.simulator.phantoms import beam_grid, breast_clip, breast_clips, linear_scanner, scan, stream
 from anaus_bench.simulator.physics import Scanner, Tissue, blur, decibel, echoes, reverberate, scatterers, shadow
 
@@ -128,22 +128,22 @@ def test_resampling_interpolates_as_a_slow_loop() -> None:
 
 def test_mask_is_the_label_map_read_at_each_pixels_nearest_sample() -> None:
     size = 96
-    grid = beam_grid(size)
+    grid = beam_grid((size, size))
     anatomy = Breast(stream(7), "malignant", grid)
     tissue, _ = anatomy.at(0)
-    clip = scan(anatomy, linear_scanner(stream(8), grid), linear(), 1, size, (9,))
+    _, labels = scan(anatomy, linear_scanner(stream(8), grid), linear(), 1, (size, size), (9,))
 
     for row in range(size):
         for column in range(size):
             sample = math.floor((row + 0.5) / size * grid[0] - 0.5 + 0.5)
             line = math.floor((column + 0.5) / size * grid[1] - 0.5 + 0.5)
-            assert clip.labels[0, row, column] == tissue.labels[min(sample, grid[0] - 1), min(line, grid[1] - 1)]
-    assert clip.labels.any()
+            assert labels[0, row, column] == tissue.labels[min(sample, grid[0] - 1), min(line, grid[1] - 1)]
+    assert labels.any()
 
 
 @pytest.mark.parametrize("geometry", [convex(60, 0.6), sector(80)])
 def test_outside_the_beams_image_and_mask_are_zero(geometry: phantoms.Geometry) -> None:
-    conversion = scan_conversion(geometry, (80, 48), 64)
+    conversion = scan_conversion(geometry, (80, 48), (64, 64))
 
     picture = conversion.picture(np.full((80, 48), 200, dtype=np.float32))
     labels = conversion.label_map(np.full((80, 48), 3, dtype=np.uint8))
@@ -159,9 +159,12 @@ class PulsingCavity:
     """A cavity in a wall that contracts: another anatomy than the breast, seen by a sector probe."""
 
     structures = ("cavity", "wall")
+    view = "middle"
+    brightness = (82.0, 20.0)
 
     def __init__(self, grid: tuple[int, int]) -> None:
-        self.grid = self.sheet = grid
+        self.grid = grid
+        self.sheet = Sheet(grid, (0, 0))
 
     def at(self, time: float) -> tuple[Tissue, Resampling]:
         scale = 1 + 0.2 * math.sin(time)
@@ -172,20 +175,19 @@ class PulsingCavity:
         rows = (depth * scale + 1) / 2 * (self.grid[0] - 1)
         columns = (lateral * scale + 1) / 2 * (self.grid[1] - 1)
         zeros = np.zeros_like(level)
-        place = Resampling(rows.astype(np.float32), columns.astype(np.float32), self.sheet)
+        place = Resampling(rows.astype(np.float32), columns.astype(np.float32), self.grid)
         return Tissue(labels, level, zeros, zeros + 1, zeros), place
 
 
 def test_another_anatomy_with_several_moving_structures_can_be_scanned() -> None:
-    grid = beam_grid(96)
+    grid = beam_grid((96, 96))
 
-    clip = scan(PulsingCavity(grid), linear_scanner(stream(0), grid), sector(80), 3, 96, (1,))
+    images, labels = scan(PulsingCavity(grid), linear_scanner(stream(0), grid), sector(80), 3, (96, 96), (1,))
 
-    assert clip.structures == ("cavity", "wall")
-    assert [set(np.unique(labels)) for labels in clip.labels] == [{0, 1, 2}] * 3
-    areas = [(labels == 1).sum() for labels in clip.labels]
+    assert [set(np.unique(frame)) for frame in labels] == [{0, 1, 2}] * 3
+    areas = [(frame == 1).sum() for frame in labels]
     assert areas[0] > areas[1] > areas[2]
-    assert clip.images[0][clip.labels[0] == 2].mean() > clip.images[0][clip.labels[0] == 1].mean() + 20
+    assert images[0][labels[0] == 2].mean() > images[0][labels[0] == 1].mean() + 20
 
 
 def test_the_same_arguments_give_the_same_bytes_and_other_ones_other_patients() -> None:
@@ -206,6 +208,15 @@ def test_worker_processes_do_not_change_the_clips(monkeypatch: pytest.MonkeyPatc
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_pictures_of_any_shape_keep_the_proportions_of_curved_geometries() -> None:
+    tall, wide = (scan_conversion(sector(80), (80, 48), shape).inside for shape in ((120, 60), (60, 120)))
+
+    for inside in (tall, wide):
+        rows, columns = np.nonzero(inside)
+        proportion = (rows.max() + 1 - rows.min()) / (columns.max() + 1 - columns.min())
+        assert proportion == pytest.approx(1 / (2 * math.sin(math.radians(40))), rel=0.06)
 
 
 def blocks(size: int, side: int) -> Iterator[tuple[int, int]]:
@@ -238,11 +249,11 @@ def matched_shift(first: Array, second: Array, row: int, column: int, side: int,
 
 def test_block_matching_between_frames_recovers_the_motion() -> None:
     size, side = 256, 40
-    grid = beam_grid(size)
+    grid = beam_grid((size, size))
     anatomy = Breast(stream(11), "benign", grid)
-    clip = scan(anatomy, linear_scanner(stream(12), grid), linear(), 2, size, (13,))
+    images, _ = scan(anatomy, linear_scanner(stream(12), grid), linear(), 2, (size, size), (13,))
     moved = [(after - before) for before, after in zip(anatomy.positions(0), anatomy.positions(1), strict=True)]
-    first, second = clip.images.astype(np.float32)
+    first, second = images.astype(np.float32)
 
     errors, shifts = [], []
     for row, column in blocks(size, side):

@@ -45,6 +45,19 @@ def read_gray(path: Path) -> NDArray[np.uint8]:
         raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, from its header.
+
+    Raises:
+        UnreadableFile: Not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
+
+
 def read_picture(root: Path, path: str, mask_paths: Sequence[str]) -> Picture:
     """An image and the union of its masks (1 where a mask exceeds 127, else 0); no mask without `mask_paths`.
 
@@ -230,3 +243,21 @@ class _Decoder:
 
 def _gray(frame: av.VideoFrame) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frame.to_ndarray(format="gray"), dtype=np.uint8)
+
+
+def write_video(path: Path, images: NDArray[np.uint8], rate: int) -> None:
+    """Writes gray frames (T, H, W) as a video; the suffix chooses the container, the bytes depend on nothing else.
+
+    Motion JPEG in .avi and .mov, MPEG-4 in .mp4, a palette in .gif.
+    """
+    import av
+
+    codec, pixels = {".gif": ("gif", "gray"), ".mp4": ("mpeg4", "yuv420p")}.get(path.suffix, ("mjpeg", "yuvj420p"))
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], pixels
+        stream.codec_context.options = {"flags": "+bitexact+qscale", "global_quality": str(2 * 118), "threads": "1"}
+        for image in images:
+            frame = av.VideoFrame.from_ndarray(image, format="gray").reformat(format=pixels)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

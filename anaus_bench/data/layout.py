@@ -270,7 +270,9 @@ def _entries(dataset: Dataset[Any], folder: Path) -> Iterator[os.DirEntry[str]]:
                 if _ignored(entry.name):
                     continue
                 if not entry.name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in entry.name):
-                    raise LayoutError(f"{dataset.name}: the name {entry.name!r} in {str(folder)!r} is not UTF-8; rename it")
+                    raise LayoutError(
+                        f"{dataset.name}: the name {entry.name!r} in {str(folder)!r} is not UTF-8; rename it"
+                    )
                 yield entry
     except OSError as error:
         raise UnreadableFile(

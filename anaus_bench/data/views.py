@@ -43,6 +43,7 @@ class View:
         blur: Probability of a Gaussian blur with `blur_sigma` (pixels at 224; scaled with `size`).
         solarise: Probability of inverting intensities at or above 128/255.
         mean, std: Normalisation of the three channels.
+        frame: Which of its item's images it is cut from.
     """
 
     size: int = 224
@@ -61,6 +62,7 @@ class View:
     solarise: float = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,11 @@ class Batch:
         crops: V crops, on the CPU.
         photometry: V photometric draws, on the CPU.
         recipes: V recipes.
-        source: (B, 1, S, S) uint8 packed images, so that an objective can cut its own crop.
-        source_masks: (B, S, S) uint8 packed label maps, or None.
-        indices: (B,) int64 positions in the corpus.
-        labels: (B,) int64 class labels, -1 = none.
+        source: (B, 1, S, S) uint8 packed images of frame 0, so that an objective can cut its own crop.
+        source_masks: (B, S, S) uint8 packed label maps of frame 0, or None.
+        indices: (B, M) int64 positions in the corpus of each item's M images.
+        labels: (B,) int64 class label of frame 0, -1 = none.
+        weights: (B,) float32 weight of each item from the sampler, or None.
         step: Number of the step, from 0.
         seed: Seed of this step for whatever an objective draws; the views were drawn from another stream.
     """
@@ -121,6 +124,7 @@ class Batch:
     source_masks: Tensor | None
     indices: Tensor
     labels: Tensor
+    weights: Tensor | None
     step: int
     seed: int
 
@@ -135,6 +139,7 @@ def make_batch(
     seed: int,
     step: int,
     device: torch.device | None = None,
+    weights: Tensor | None = None,
 ) -> Batch:
     """The batch of one step, a function of `indices`, `seed` and `step`.
 
@@ -143,39 +148,47 @@ def make_batch(
         masks: (N, S, S) uint8 label maps aligned with `images`, or None.
         boxes: (N, 4) valid boxes (top, left, height, width) in packed pixels, on the CPU.
         labels: (N,) int64 class labels, -1 = none.
-        indices: (B,) int64 rows to take, on the CPU.
+        indices: (B, M) int64 rows to take, M per item, or (B,), on the CPU.
         recipes: One per view.
         seed: Seed of the run.
         step: Number of the step, from 0.
         device: Where the batch goes; by default where `images` is.
+        weights: (B,) float32 weight of each item, or None.
     """
     if device is None:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
     own_seed = step_seed(seed, step)
     generator = torch.Generator().manual_seed(own_seed)
-    valid = _rows(boxes, indices, torch.device("cpu")).float()
-    crops = tuple(draw_crops(recipe, valid, generator) for recipe in recipes)
+    indices = indices.reshape(len(indices), -1)
+    cpu = torch.device("cpu")
+    frames = {number: indices[:, number] for number in {0, *(recipe.frame for recipe in recipes)}}
+    valid = {number: _rows(boxes, rows, cpu).float() for number, rows in frames.items()}
+    crops = tuple(draw_crops(recipe, valid[recipe.frame], generator) for recipe in recipes)
     photometry = tuple(draw_photometry(recipe, len(indices), generator) for recipe in recipes)
 
-    packed = _rows(images, indices, device)[:, None]  # (B, 1, S, S)
-    maps = None if masks is None else _rows(masks, indices, device)
-    source = packed.float().div_(255)
+    packed = {number: _rows(images, rows, device)[:, None] for number, rows in frames.items()}  # (B, 1, S, S)
+    source = {number: rows.float().div_(255) for number, rows in packed.items()}
+    maps = {} if masks is None else {number: _rows(masks, rows, device) for number, rows in frames.items()}
     views = tuple(
-        normalise(photometric(resample(source, crop, recipe.size, recipe.interpolation), draw), recipe)
+        normalise(photometric(resample(source[recipe.frame], crop, recipe.size, recipe.interpolation), draw), recipe)
         for recipe, crop, draw in zip(recipes, crops, photometry, strict=True)
     )
+    label_maps = [
+        resample_labels(maps[recipe.frame], crop, recipe.size)
+        for recipe, crop in zip(recipes, crops, strict=True)
+        if maps
+    ]
     return Batch(
         views=views,
-        label_maps=()
-        if maps is None
-        else tuple(resample_labels(maps, crop, recipe.size) for recipe, crop in zip(recipes, crops, strict=True)),
+        label_maps=tuple(label_maps),
         crops=crops,
         photometry=photometry,
         recipes=tuple(recipes),
-        source=packed,
-        source_masks=maps,
+        source=packed[0],
+        source_masks=maps.get(0),
         indices=indices,
-        labels=_rows(labels, indices, device),
+        labels=_rows(labels, indices[:, 0], device),
+        weights=None if weights is None else weights.to(device),
         step=step,
         seed=step_seed(own_seed, 1),
     )

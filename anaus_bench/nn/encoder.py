@@ -27,7 +27,11 @@ PYRAMID_CHANNELS = 256
 
 
 class Pyramid(nn.Module):
-    """Laterals 1x1 and smoothing 3x3 with bias, no norm, no activation, nearest x2 upsampling."""
+    """Laterals 1x1 and smoothing 3x3 with bias, no norm, no activation, nearest x2 upsampling.
+
+    Args:
+        channels: Of the stages it takes, finest first, C5 last.
+    """
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -39,7 +43,7 @@ class Pyramid(nn.Module):
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """C2..C5 -> P2, P3, P4, each with `PYRAMID_CHANNELS` channels."""
+        """Stages, finest first, C5 last -> the smoothed map of each but C5, `PYRAMID_CHANNELS` channels."""
         merged = self.lateral[-1](stages[-1])
         maps: list[Tensor] = []
         for level in reversed(range(len(stages) - 1)):
@@ -50,22 +54,29 @@ class Pyramid(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ResNet without its classifier, and the pyramid if `pyramid`.
+    """ResNet without its classifier, and a pyramid down to a finest stride.
+
+    Args:
+        arch: `resnet18`, `resnet50`, `resnet101` or `resnet152`.
+        finest_stride: 4, 8 or 16: the pyramid's finest map; 32: no pyramid.
 
     Attributes:
-        arch: `resnet18`, `resnet50`, `resnet101` or `resnet152`.
         backbone: torchvision's modules under torchvision's names (conv1, bn1, layer1..layer4).
         feature_dim: Channels of C5 and length of `vector`.
+        pyramid: None without one.
         channels: Channels of the map of each stride.
         card: Where the weights are from; set by `load_encoder`.
     """
 
-    def __init__(self, arch: str, pyramid: bool) -> None:
+    def __init__(self, arch: str, finest_stride: int = 32) -> None:
         super().__init__()
         if arch not in IMAGENET:
             raise SettingsError(f"unknown backbone {arch!r}; known: {', '.join(IMAGENET)}")
+        if finest_stride not in STRIDES:
+            raise ValueError(f"finest_stride {finest_stride!r} is none of {STRIDES}")
         net = torchvision.models.get_model(arch, weights=None)
         self.arch = arch
+        self.finest_stride = finest_stride
         self.card: EncoderCard | None = None
         self.backbone = nn.Sequential()
         for name, module in net.named_children():
@@ -73,19 +84,22 @@ class Encoder(nn.Module):
                 self.backbone.add_module(name, module)
         self.feature_dim = int(net.fc.in_features)
         widths = [self.feature_dim // 8, self.feature_dim // 4, self.feature_dim // 2, self.feature_dim]
-        self.pyramid = Pyramid(widths) if pyramid else None
-        below = [PYRAMID_CHANNELS] * 3 if pyramid else widths[:3]
-        self.channels = dict(zip(STRIDES, [*below, self.feature_dim], strict=True))
+        self.channels = dict(zip(STRIDES, widths, strict=True))
+        self.pyramid = None
+        if finest_stride < 32:
+            self.pyramid = Pyramid([width for stride, width in self.channels.items() if stride >= finest_stride])
+            self.channels |= {stride: PYRAMID_CHANNELS for stride in STRIDES[:-1] if stride >= finest_stride}
 
     def forward(self, images: Tensor, strides: Sequence[int] = STRIDES) -> dict[int, Tensor]:
         """Maps of images (B, 3, H, W), normalised: stride -> (B, C, H/stride, W/stride).
 
-        Without a pyramid the maps are the raw C2..C5. The pyramid runs only if a stride below 32 is asked for.
+        Below the finest stride of the pyramid, and without one, they are the raw C2..C5. The pyramid runs only if one
+        of its strides is asked for.
         """
-        stages = self.stages(images)
-        if self.pyramid is not None and any(stride < 32 for stride in strides):
-            stages = [*self.pyramid(stages), stages[-1]]
-        maps = dict(zip(STRIDES, stages, strict=True))
+        maps = dict(zip(STRIDES, self.stages(images), strict=True))
+        levels = [stride for stride in STRIDES if stride >= self.finest_stride]
+        if self.pyramid is not None and any(stride in levels[:-1] for stride in strides):
+            maps |= dict(zip(levels[:-1], self.pyramid([maps[stride] for stride in levels]), strict=True))
         return {stride: maps[stride] for stride in strides}
 
     def stages(self, images: Tensor) -> list[Tensor]:
@@ -100,7 +114,8 @@ class Encoder(nn.Module):
 
     def vector(self, images: Tensor) -> Tensor:
         """Global average of C5: (B, feature_dim)."""
-        return self(images, (32,))[32].mean(dim=(2, 3))
+        (last,) = self(images, (32,)).values()
+        return torch.mean(last, dim=(2, 3))
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class EncoderCard:
 
     Attributes:
         arch: Backbone.
-        pyramid: Whether the file holds a trained pyramid.
+        finest_stride: Of the trained pyramid in the file; 32: none.
         mean, std: Normalisation of the inputs, three channels, intensities in [0, 1].
         method: Objective that made it.
         initialisation: What it started from: `random`, or the weights with their digest.
@@ -117,7 +132,7 @@ class EncoderCard:
     """
 
     arch: str
-    pyramid: bool
+    finest_stride: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     method: str
@@ -140,7 +155,7 @@ def load_encoder(path: Path) -> Encoder:
     try:
         with safetensors.safe_open(path, "pt") as stream:
             card = EncoderCard(**json.loads((stream.metadata() or {})["card"]))
-        encoder = Encoder(card.arch, card.pyramid)
+        encoder = Encoder(card.arch, card.finest_stride)
         encoder.load_state_dict(safetensors.torch.load_file(path))
         encoder.card = card
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -161,4 +176,6 @@ def load_imagenet(encoder: Encoder, source: str) -> None:
         encoder.backbone.load_state_dict(kept)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()[:200]
-        raise WeightsError(f"{source} does not fit {encoder.arch} ({reason}); expected {published.file_name}") from error
+        raise WeightsError(
+            f"{source} does not fit {encoder.arch} ({reason}); expected {published.file_name}"
+        ) from error

@@ -119,7 +119,7 @@ class ClassificationTask(Task[ClassificationSettingsT]):
     def score(self, folds: Sequence[tuple[Fold, Path]]) -> Scores:
         """Metrics per fold and over the images of all folds together; `*_group` from the mean probabilities of a group.
 
-        Values per class are `recall_<class>`, `precision_<class>` and `f1_<class>`, left out where the class is absent.
+        Values per class are `recall_<class>`, `precision_<class>` and `f1_<class>`, nan where the class is absent.
 
         Raises:
             StoreError: A held-out image has no prediction.
@@ -394,11 +394,7 @@ class _Table:
         values = metrics.classification_scores(self.truth, self.probabilities)
         confusion = metrics.confusion_matrix(self.truth, self.probabilities.argmax(axis=1), len(classes))
         for key, of_classes in metrics.per_class(confusion).items():
-            values |= {
-                f"{key}_{name}": value
-                for name, value in zip(classes, of_classes.tolist(), strict=True)
-                if not math.isnan(value)
-            }
+            values |= {f"{key}_{name}": value for name, value in zip(classes, of_classes.tolist(), strict=True)}
         return values
 
     def rows(self, fold: Fold) -> list[dict[str, Any]]:

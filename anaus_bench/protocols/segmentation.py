@@ -6,6 +6,7 @@ Recipe: the paper names Mask R-CNN and the weight decay; the rest follows the sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,8 @@ class SegmentationTask(Task[SegmentationSettingsT]):
 
         Per fold, `dice` is the mean of the images' and `dice_micro` that of the summed pixels; in `pooled`, `dice` is
         that of the summed pixels and `dice_image` the mean of the images'; so for `ppv`, `sensitivity` and `iou`.
-        Distances are always means over images; `hausdorff_valid` is over the images where neither mask is empty.
+        Distances are always means over images; `hausdorff_valid` is over the images where neither mask is empty (nan if
+        there is none).
 
         Raises:
             StoreError: A held-out image has no prediction.
@@ -234,7 +236,7 @@ class SegmentationTask(Task[SegmentationSettingsT]):
             "empty masks: both empty scores 1 and HD 0; one empty scores 0 and HD the diagonal "
             f"({np.hypot(side, side):.1f} px)",
             f"HD penalised in {sum(row['hd_penalised'] for row in rows)} images; over the {len(_valid(rows))} images "
-            f"where neither mask is empty it is {_mean_hd(rows)}",
+            f"where neither mask is empty it is {_image_means(rows)['hausdorff_valid']:.2f} px",
         ]
         if dropped:
             notes.append(
@@ -369,10 +371,8 @@ def _prediction_of(case: Case, predictions: Mapping[str, Instances], folder: Pat
 
 def _image_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     means = {key: float(np.mean([row[key] for row in rows])) for key in (*FRACTIONS, *DISTANCES)}
-    valid = _valid(rows)
-    if valid:
-        means["hausdorff_valid"] = float(np.mean([row["hausdorff"] for row in valid]))
-    return means
+    valid = [row["hausdorff"] for row in _valid(rows)]
+    return {**means, "hausdorff_valid": float(np.mean(valid)) if valid else math.nan}
 
 
 def _micro(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -383,8 +383,3 @@ def _micro(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _valid(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Rows of images where neither mask is empty."""
     return [r for r in rows if not r["hd_penalised"] and r["tp"] + r["fp"] and r["tp"] + r["fn"]]
-
-
-def _mean_hd(rows: Sequence[Mapping[str, Any]]) -> str:
-    valid = _valid(rows)
-    return f"{np.mean([row['hausdorff'] for row in valid]):.2f} px" if valid else "undefined"

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from anaus_bench.simulator.geometry import Array, Resampling
+from anaus_bench.simulator.geometry import Array, Resampling, Sheet
 from anaus_bench.simulator.lesions import Lesion, ripple, with_lesion
 from anaus_bench.simulator.physics import Tissue, smooth_noise
 from anaus_bench.simulator.shapes import Oscillation, ridges, step, undulation
@@ -33,19 +33,20 @@ class Breast:
         grid: Samples and lines of the beam grid.
     """
 
+    view = "lesion"
+    brightness = (82.0, 20.0)
+
     def __init__(self, rng: np.random.Generator, kind: Kind, grid: tuple[int, int]) -> None:
-        self.grid = grid
         self.lesions = draw_lesions(rng, kind)
         self.structures = ("lesion",) * len(self.lesions)
-        self.margin = round(MARGIN * grid[0]), round(MARGIN * grid[1])
-        self.sheet = grid[0] + 2 * self.margin[0], grid[1] + 2 * self.margin[1]
+        self.sheet = Sheet.around(grid, MARGIN, MARGIN)
         self._press = Oscillation.draw(rng)
         self._breathing = Oscillation.draw(rng)
         self._rest = self._tissue(rng)
 
     def at(self, time: float) -> tuple[Tissue, Resampling]:
         """What the beams meet at `time` (frames), and where on the sheet of scatterers each beam sample is."""
-        place = Resampling(*self.positions(time), self.sheet)
+        place = Resampling(*self.positions(time), self.sheet.shape)
         return self._rest.seen(place), place
 
     def positions(self, time: float) -> tuple[Array, Array]:
@@ -53,17 +54,12 @@ class Breast:
 
         The probe presses (most at the skin, not at the chest wall) and breathing shifts sideways (most in the depth).
         """
-        depth = np.linspace(0, 1, self.grid[0], dtype=np.float32)[:, None]
-        down = np.float32(self._press.at(time) * self.grid[0]) * (1 - depth)
-        across = np.float32(self._breathing.at(time) * self.grid[1]) * (0.5 + 0.5 * depth)
-        rows = np.arange(self.grid[0], dtype=np.float32)[:, None] + np.float32(self.margin[0]) + down
-        columns = np.arange(self.grid[1], dtype=np.float32) + np.float32(self.margin[1]) + across
-        return np.broadcast_to(rows, self.grid), np.broadcast_to(columns, self.grid)
+        depth = np.linspace(0, 1, self.sheet.grid[0], dtype=np.float32)[:, None]
+        press, breath = np.float32(self._press.at(time)), np.float32(self._breathing.at(time))
+        return self.sheet.positions(press * (1 - depth), breath * (0.5 + 0.5 * depth))
 
     def _tissue(self, rng: np.random.Generator) -> Tissue:
-        rows, columns = np.arange(self.sheet[0]), np.arange(self.sheet[1])
-        z = ((rows - self.margin[0] + 0.5) / self.grid[0]).astype(np.float32)[:, None]
-        x = ((columns - self.margin[1] + 0.5) / self.grid[1] - 0.5).astype(np.float32)
+        z, x = self.sheet.z, self.sheet.x
         tissue = layers(rng, z, x)
         for number, lesion in enumerate(self.lesions, start=1):
             tissue = with_lesion(tissue, lesion, number, z, x, rng)

@@ -46,6 +46,55 @@ class Resampling:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """A piece of tissue, larger than the beam grid so that it can move under the probe.
+
+    Depth `z` runs from 0 at the probe to 1, `x` across from -0.5 to 0.5; both go on beyond the grid.
+
+    Attributes:
+        grid: Samples and lines of the beams.
+        margin: Rows and columns on each side beyond the grid.
+    """
+
+    grid: tuple[int, int]
+    margin: tuple[int, int]
+
+    @classmethod
+    def around(cls, grid: tuple[int, int], down: float, across: float) -> Sheet:
+        """With margins in shares of the grid."""
+        return cls(grid, (round(down * grid[0]), round(across * grid[1])))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.grid[0] + 2 * self.margin[0], self.grid[1] + 2 * self.margin[1]
+
+    @property
+    def z(self) -> Array:
+        """(rows, 1) depth of each row."""
+        rows = np.arange(self.shape[0]) - self.margin[0] + 0.5
+        return (rows / self.grid[0]).astype(np.float32)[:, None]
+
+    @property
+    def x(self) -> Array:
+        """(columns,) position across of each column."""
+        columns = np.arange(self.shape[1]) - self.margin[1] + 0.5
+        return (columns / self.grid[1] - 0.5).astype(np.float32)
+
+    def positions(self, down: Array | float, across: Array | float) -> tuple[Array, Array]:
+        """Rows and columns of the sheet, each (samples, lines) float32, seen after shifts in shares of the grid."""
+        rows = np.arange(self.grid[0], dtype=np.float32)[:, None] + np.float32(self.margin[0])
+        columns = np.arange(self.grid[1], dtype=np.float32) + np.float32(self.margin[1])
+        rows = rows + np.float32(self.grid[0]) * np.asarray(down, dtype=np.float32)
+        columns = columns + np.float32(self.grid[1]) * np.asarray(across, dtype=np.float32)
+        return np.broadcast_to(rows, self.grid), np.broadcast_to(columns, self.grid)
+
+    def beams(self) -> tuple[Array, Array]:
+        """Depth (samples, 1) and position across (lines,) of the beam grid."""
+        return self.z[self.margin[0] : self.margin[0] + self.grid[0]], self.x[self.margin[1] :][: self.grid[1]]
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Where the beams of a probe lie.
 

@@ -100,7 +100,12 @@ def _polar(lesion: Lesion, z: Array, x: Array) -> tuple[Array, Array]:
     along = (across * cosine + down * sine) / np.float32(lesion.width)
     beam = (down * cosine - across * sine) / np.float32(lesion.height)
     angle = np.arctan2(beam, along)
-    outline = np.ones_like(angle)
-    for order, (amplitude, phase) in enumerate(lesion.ripple, start=2):
-        outline += np.float32(amplitude) * np.cos(order * angle + np.float32(phase))
-    return np.asarray(np.hypot(along, beam) / outline, dtype=np.float32), angle.astype(np.float32)
+    return outline(lesion.ripple, np.hypot(along, beam), angle), angle.astype(np.float32)
+
+
+def outline(waves: tuple[tuple[float, float], ...], radius: Array, angle: Array) -> Array:
+    """`radius` divided by the rippled outline's, 1 + sum of a_k cos(k phi + p_k), k from 2: 1 is the outline."""
+    ripples = np.ones_like(angle)
+    for order, (amplitude, phase) in enumerate(waves, start=2):
+        ripples += np.float32(amplitude) * np.cos(order * angle + np.float32(phase))
+    return np.asarray(radius / ripples, dtype=np.float32)

@@ -5,37 +5,69 @@ from __future__ import annotations
 import math
 import multiprocessing
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.simulator.breast import Breast, Kind
-from anaus_bench.simulator.geometry import Geometry, Resampling, convex, linear, scan_conversion
+from anaus_bench.simulator import breast, heart, lung, thyroid
+from anaus_bench.simulator.geometry import Geometry, Resampling, Sheet, convex, linear, scan_conversion, sector
 from anaus_bench.simulator.physics import Scanner, Tissue, compress, gain_for, received, scatterers, smooth_noise
 
-VERSION = 1
+VERSION = 2
 WORKERS = 2
-POOL_FROM = 150  # patients from which worker processes pay for their start
+POOL_FROM = 300  # frames from which worker processes pay for their start
+VIDEO = 10_007  # frames between the starts of a patient's videos
+KINDS: dict[str, tuple[str, ...]] = {
+    "breast": breast.KINDS,
+    "lung": lung.KINDS,
+    "thyroid": thyroid.KINDS,
+    "heart": heart.KINDS,
+}
 
 
 class Anatomy(Protocol):
     """What a body part provides to be scanned.
 
     Attributes:
-        sheet: Rows and columns of the sheet that holds the scatterers as material points.
+        sheet: The sheet that holds the scatterers as material points.
         structures: Names of the label ids 1, 2, ...; a name that occurs twice has two instances.
+        view: What the picture shows.
+        brightness: Mean and spread of the mean grey level between patients, whatever their kind, so that it tells none.
     """
 
-    sheet: tuple[int, int]
+    sheet: Sheet
     structures: tuple[str, ...]
+    view: str
+    brightness: tuple[float, float]
 
     def at(self, time: float) -> tuple[Tissue, Resampling]:
         """What the beams meet at `time` (frames), and where on the sheet of scatterers each beam sample is."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A patient before a probe.
+
+    Attributes:
+        anatomy: What is scanned.
+        geometry: Of the beams.
+        probe: "linear", "convex" or "phased".
+        scanner: Settings of the machine.
+        depth: Imaging depth in millimetres.
+        fps: Frames a second.
+    """
+
+    anatomy: Anatomy
+    geometry: Geometry
+    probe: str
+    scanner: Scanner
+    depth: float
+    fps: float
 
 
 @dataclass(frozen=True)
@@ -80,14 +112,6 @@ class Clip:
     infarct: str | None = None
 
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "breast": ("benign", "malignant", "normal"),
-    "lung": ("covid", "pneumonia", "regular"),
-    "thyroid": ("benign", "malignant", "normal"),
-    "heart": ("2ch", "4ch", "2ch-infarct", "4ch-infarct"),
-}
-
-
 def clips(
     anatomy: str,
     cohort: str,
@@ -117,65 +141,183 @@ def clips(
             (a half sequence as in CAMUS), 1 is a full cycle. Any other anatomy moves at its own speed.
 
     Raises:
-        KeyError, ValueError: Unknown anatomy or kind; `frames` or `patients` of another length than `kinds`.
+        ValueError: Unknown anatomy or kind; `frames` or `patients` of another length than `kinds`.
     """
-    raise RuntimeError("being written")
+    if anatomy not in KINDS:
+        raise ValueError(f"unknown anatomy {anatomy!r}; expected one of {', '.join(KINDS)}")
+    if unknown := sorted(set(kinds) - set(KINDS[anatomy])):
+        raise ValueError(f"unknown kind {unknown[0]!r} of {anatomy}; expected one of {', '.join(KINDS[anatomy])}")
+    lengths = [frames] * len(kinds) if isinstance(frames, int) else list(frames)
+    people = list(range(len(kinds))) if patients is None else list(patients)
+    if len(lengths) != len(kinds) or len(people) != len(kinds):
+        raise ValueError(f"{len(kinds)} kinds, but {len(lengths)} numbers of frames and {len(people)} patients")
+    videos = [people[:index].count(patient) for index, patient in enumerate(people)]
+    shape = (size, size) if isinstance(size, int) else size
+    one = partial(_clip, anatomy, cohort, shape=shape, seed=seed, beats=beats)
+    return _each(one, sum(lengths), people, videos, kinds, lengths)
 
 
-def breast_clips(cohort: str, kinds: Sequence[Kind], frames: int, size: int, seed: int) -> Iterator[Clip]:
-    """Clips of breast patients 0, 1, ... of the given `kinds`, in order; no two cohorts share a patient.
-
-    Many patients are shared out among worker processes; the clips do not depend on it.
-    """
-    patients = range(len(kinds))
-    clip = partial(breast_clip, cohort, frames=frames, size=size, seed=seed)
-    if len(kinds) < POOL_FROM:
-        yield from map(clip, patients, kinds)
+def _each(clip: Callable[..., Clip], total: int, *arguments: Sequence[object]) -> Iterator[Clip]:
+    """`clip` of each set of arguments, in order; from many frames on by worker processes."""
+    if total < POOL_FROM:
+        yield from map(clip, *arguments)
         return
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(clip, patients, kinds, chunksize=8)
+        yield from pool.map(clip, *arguments, chunksize=4)
 
 
-def breast_clip(cohort: str, patient: int, kind: Kind, *, frames: int, size: int, seed: int) -> Clip:
-    """The clip of one breast patient, the same bytes for the same arguments.
-
-    The patient fixes anatomy, scatterers, probe, and the machine's settings.
-    """
-    grid = beam_grid(size)
+def _clip(
+    anatomy: str,
+    cohort: str,
+    patient: int,
+    video: int,
+    kind: str,
+    frames: int,
+    *,
+    shape: tuple[int, int],
+    seed: int,
+    beats: float,
+) -> Clip:
     key = seed, zlib.crc32(cohort.encode()), patient
-    rng = stream(*key, 0)
-    anatomy = Breast(stream(*key, 1), kind, grid)
+    start = video * VIDEO
+    period = max(frames - 1, 1) / beats
+    examination = EXAMINATIONS[anatomy](key, kind, beam_grid(shape), period, start)
+    images, labels = scan(examination.anatomy, examination.scanner, examination.geometry, frames, shape, key, start)
+    down, across = examination.geometry.pixel(shape)
+    clip = Clip(
+        images=images,
+        labels=labels,
+        structures=examination.anatomy.structures,
+        anatomy=anatomy,
+        patient=patient,
+        video=video,
+        kind=kind,
+        view=examination.anatomy.view,
+        probe=examination.probe,
+        fps=examination.fps,
+        spacing=(down * examination.depth, across * examination.depth),
+    )
+    if not isinstance(examination.anatomy, heart.Heart):
+        return clip
+    systole = round(period / 2)
+    return replace(
+        clip,
+        diastole=0,
+        systole=systole if systole < frames else None,
+        ejection_fraction=examination.anatomy.ejection_fraction,
+        infarct=examination.anatomy.infarct,
+    )
+
+
+def breast_clips(cohort: str, kinds: Sequence[str], frames: int, size: int, seed: int) -> Iterator[Clip]:
+    """`clips` of the breast."""
+    return clips("breast", cohort, kinds, frames=frames, size=size, seed=seed)
+
+
+def breast_clip(cohort: str, patient: int, kind: str, *, frames: int, size: int, seed: int) -> Clip:
+    """The clip of one breast patient."""
+    return next(clips("breast", cohort, [kind], frames=frames, size=size, seed=seed, patients=[patient]))
+
+
+def _examine_breast(key: tuple[int, ...], kind: breast.Kind, grid: tuple[int, int], *_: float) -> Examination:
+    rng, details = stream(*key, 0), stream(*key, 4)
+    anatomy = breast.Breast(stream(*key, 1), kind, grid)
+    # The trapezoid of a linear probe's virtual convex mode, now and then.
     geometry = linear() if rng.random() < 0.85 else convex(float(rng.integers(18, 36)), 2.0)
-    return scan(anatomy, linear_scanner(rng, grid), geometry, frames, size, key)
+    scanner = linear_scanner(rng, grid)
+    return Examination(anatomy, geometry, "linear", scanner, details.uniform(30, 50), details.uniform(15, 40))
 
 
-def beam_grid(size: int) -> tuple[int, int]:
-    """Samples and lines for a picture of `size` pixels: 320 x 192 for 256."""
-    return round(1.25 * size), round(0.75 * size)
+def _examine_lung(key: tuple[int, ...], kind: lung.Kind, grid: tuple[int, int], *_: float) -> Examination:
+    rng, details = stream(*key, 0), stream(*key, 4)
+    anatomy = lung.Lung(stream(*key, 1), kind, grid)
+    fps = details.uniform(15, 40)
+    if rng.random() < 0.15:
+        return Examination(anatomy, linear(), "linear", linear_scanner(rng, grid), details.uniform(40, 70), fps)
+    depth = details.uniform(60, 130)
+    geometry = convex(float(rng.integers(56, 74)), round(rng.uniform(40, 60) / depth, 1))
+    return Examination(anatomy, geometry, "convex", convex_scanner(rng, grid), depth, fps)
 
 
-def scan(anatomy: Anatomy, scanner: Scanner, geometry: Geometry, frames: int, size: int, seed: tuple[int, ...]) -> Clip:
-    """A clip of `frames` frames, (size, size) pixels, whose speckle moves with the tissue and slowly decorrelates."""
-    rng = stream(*seed, 2)
-    mean_grey = float(np.clip(rng.normal(82, 20), 45, 130))  # the same for all classes, so that it tells none
+def _examine_thyroid(key: tuple[int, ...], kind: thyroid.Kind, grid: tuple[int, int], *_: float) -> Examination:
+    rng, details = stream(*key, 0), stream(*key, 4)
+    anatomy = thyroid.Thyroid(stream(*key, 1), kind, grid)
+    scanner = linear_scanner(rng, grid)
+    return Examination(anatomy, linear(), "linear", scanner, details.uniform(35, 50), details.uniform(15, 40))
+
+
+def _examine_heart(
+    key: tuple[int, ...], kind: heart.Kind, grid: tuple[int, int], period: float, start: int
+) -> Examination:
+    rng, details = stream(*key, 0), stream(*key, 4)
+    angle = float(rng.integers(75, 91))
+    section = stream(*key, 5, heart.KINDS.index(kind) % 2)
+    anatomy = heart.Heart(stream(*key, 1), section, kind, grid, angle, period, start)
+    depth, rate = details.uniform(140, 180), details.uniform(55, 95)  # beats a minute
+    return Examination(anatomy, sector(angle), "phased", convex_scanner(rng, grid), depth, period * rate / 60)
+
+
+EXAMINATIONS: dict[str, Callable[..., Examination]] = {
+    "breast": _examine_breast,
+    "lung": _examine_lung,
+    "thyroid": _examine_thyroid,
+    "heart": _examine_heart,
+}
+
+
+def beam_grid(shape: tuple[int, int]) -> tuple[int, int]:
+    """Samples and lines for a picture of `shape` (rows, columns): 320 x 192 for 256 x 256."""
+    return round(1.25 * shape[0]), round(0.75 * shape[1])
+
+
+def scan(
+    anatomy: Anatomy,
+    scanner: Scanner,
+    geometry: Geometry,
+    frames: int,
+    shape: tuple[int, int],
+    key: tuple[int, ...],
+    start: int = 0,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images and label maps, each (frames, rows, columns) uint8, from the time `start` (frames) on.
+
+    Speckle moves with the tissue and slowly decorrelates; `key` fixes it.
+    """
+    rng = stream(*key, 2)
+    mean, spread = anatomy.brightness
+    mean_grey = float(np.clip(rng.normal(mean, spread), mean - 1.85 * spread, mean + 2.4 * spread))
     turn = rng.uniform(0.14, 0.22)  # 2 to 5 % of a frame's speckle is new
-    first = scatterers(rng, anatomy.sheet)
-    second = scatterers(rng, anatomy.sheet) if frames > 1 else first
-    grid = beam_grid(size)
-    conversion = scan_conversion(geometry, grid, size)
+    first = scatterers(rng, anatomy.sheet.shape)
+    second = scatterers(rng, anatomy.sheet.shape) if start or frames > 1 else first
+    conversion = scan_conversion(geometry, anatomy.sheet.grid, shape)
     images, labels = [], []
     gain = None
-    for frame in range(frames):
-        tissue, place = anatomy.at(frame)
+    for time in range(start, start + frames):
+        tissue, place = anatomy.at(time)
         # Two independent fields mixed at a turning angle: any two frames correlate by the cosine between them.
-        mixed = np.float32(math.cos(turn * frame)) * first[:2] + np.float32(math.sin(turn * frame)) * second[:2]
+        mixed = np.float32(math.cos(turn * time)) * first[:2] + np.float32(math.sin(turn * time)) * second[:2]
         field = np.stack([place.linear(mixed[0]), place.linear(mixed[1]), place.nearest(first[2])])
-        envelope = received(tissue, field, scanner, stream(*seed, 3, frame))
+        envelope = received(tissue, field, scanner, stream(*key, 3, time))
         if gain is None:
             gain = gain_for(envelope, scanner, mean_grey)
         images.append(conversion.picture(compress(envelope, scanner, gain)))
         labels.append(conversion.label_map(tissue.labels))
-    return Clip(np.stack(images), np.stack(labels), anatomy.structures, "breast", seed[-1], 0, "", "lesion", "linear", 25.0, (1.0, 1.0))
+    return np.stack(images), np.stack(labels)
+
+
+def convex_scanner(rng: np.random.Generator, grid: tuple[int, int]) -> Scanner:
+    """A convex or phased probe of 2 to 5 MHz: a wider beam, more clutter, less speckle reduction."""
+    focal = rng.uniform(1.3, 1.9)
+    return replace(
+        linear_scanner(rng, grid),
+        axial_sigma=rng.uniform(1.1, 1.7),
+        focal_sigma=focal,
+        far_sigma=focal * rng.uniform(1.3, 1.9),
+        focus=rng.uniform(0.3, 0.6),
+        echo=rng.uniform(0.02, 0.12),
+        dynamic_range=rng.uniform(48, 64),
+        smoothing=rng.uniform(0.6, 1.1),
+    )
 
 
 def linear_scanner(rng: np.random.Generator, grid: tuple[int, int]) -> Scanner:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anaus_bench.simulator.geometry import Array
-from anaus_bench.simulator.physics import smooth_noise
+from anaus_bench.simulator.physics import DECIBEL, smooth_noise
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,14 @@ def undulation(rng: np.random.Generator, length: int, depth: float, amplitude: f
     """(length,) an undulating depth."""
     waves = smooth_noise(rng, (1, length), (1.0, 0.16)) + np.float32(0.4) * smooth_noise(rng, (1, length), (1.0, 0.05))
     return np.asarray(np.float32(depth) + np.float32(amplitude) * waves[0], dtype=np.float32)
+
+
+def bump(value: Array) -> Array:
+    """1 at 0, falling smoothly to 0 at -1 and 1."""
+    return step(1 - 2 * np.abs(value))
+
+
+def louder(*levels: Array) -> Array:
+    """Level in dB of the sum of the powers of several levels."""
+    powers = sum(np.exp(2 * DECIBEL * level) for level in levels)
+    return np.asarray(np.log(powers) / (2 * DECIBEL), dtype=np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from anaus_bench.cell import PretrainSettings
 from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.data.views import View, make_batch
-from anaus_bench.errors import CountMismatch, LabelError
+from anaus_bench.errors import LabelError
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.loop import Clock, step_seed, train, write_log
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_imagenet, save_encoder
@@ -27,7 +28,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     """Writes `encoder.safetensors` and, where there was training, `log.csv`."""
     objective: Objective[Any] = registry.build(spec["objective"])
     torch.manual_seed(step_seed(ctx.seed, 0))
-    encoder = Encoder(spec["backbone"], objective.pyramid())
+    encoder = Encoder(spec["backbone"], objective.finest_stride())
     start = "random"
     if spec["init"] == "imagenet":
         load_imagenet(encoder, spec["weights_source"])
@@ -42,7 +43,9 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         view = objective.views(settings.size)[0]
         result |= _train(objective, encoder, corpus, label_maps, settings, ctx)
         result["phantom"] = corpus.phantom
-    card = EncoderCard(encoder.arch, objective.pyramid(), view.mean, view.std, objective.name, start, result["phantom"])
+    card = EncoderCard(
+        encoder.arch, objective.finest_stride(), view.mean, view.std, objective.name, start, result["phantom"]
+    )
     save_encoder(ctx.out / "encoder.safetensors", encoder, card)
     return result
 
@@ -56,14 +59,10 @@ def _train(
     ctx: StageContext,
 ) -> dict[str, Any]:
     """Trains the encoder in place."""
-    per_epoch = len(corpus) // settings.batch
-    if per_epoch == 0:
-        raise CountMismatch(
-            f"corpus has {len(corpus)} images, fewer than one batch of {settings.batch}; lower pretrain.batch"
-        )
     if "labels" in objective.needs and corpus.labels().max() < 0:
         raise LabelError(f"objective {objective.name!r} needs class labels; no image of this corpus has one")
-    steps = settings.steps or settings.epochs * per_epoch
+    sampler = objective.sampler(corpus, settings.batch, ctx.seed)
+    steps = settings.steps or settings.epochs * sampler.steps_per_epoch
     nets = objective.build(encoder, len(corpus.classes)).to(ctx.device).train()
     if settings.channels_last:
         nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -72,24 +71,29 @@ def _train(
             net.compile()
     optimiser = _optimiser(nets, settings)
     recipes = objective.views(settings.size)
-    images, maps = _resident(corpus.images, ctx.device), _resident(label_maps, ctx.device)
+    images = _resident(corpus.images, ctx.device)
+    maps = None if label_maps is None else _resident(label_maps, ctx.device)
     boxes, labels = torch.from_numpy(corpus.boxes()), torch.from_numpy(corpus.labels())
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and ctx.device.type == "cuda")
-    peak = settings.base_lr * settings.batch / 256
-    warmup = round(steps * min(settings.warmup_epochs / settings.epochs, 1.0))
-    draw = _epoch_draws(len(corpus), settings.batch, ctx.seed)
+    weights = [parameter for parameter in nets.parameters() if parameter.requires_grad]
+    rate = _learning_rate(settings, steps)
     clock = Clock()
 
     def step(number: int) -> Mapping[str, Tensor]:
         with clock:
-            batch = make_batch(images, maps, boxes, labels, draw(number), recipes, ctx.seed, number, ctx.device)
+            draw = sampler.draw(number, number / steps)
+            batch = make_batch(
+                images, maps, boxes, labels, draw.images, recipes, ctx.seed, number, ctx.device, draw.weights
+            )
         for group in optimiser.param_groups:
-            group["lr"] = warmup_cosine(number, steps, warmup, peak)
+            group["lr"] = rate(number)
         objective.before_forward(nets, number / steps)
         with torch.autocast(ctx.device.type, dtype=torch.bfloat16, enabled=bf16):
             loss, logs = objective.loss(nets, batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(weights, settings.clip)
         optimiser.step()
         objective.after_step(nets, (number + 1) / steps)
         return {"loss": loss, **logs}
@@ -104,7 +108,7 @@ def _train(
         clock=clock,
     )
     write_log(ctx.out / "log.csv", log)
-    return {"images": len(corpus), "steps": steps, "epochs": round(steps / per_epoch, 3), "last": log[-1]}
+    return {"images": len(corpus), "steps": steps, "epochs": round(steps / sampler.steps_per_epoch, 3), "last": log[-1]}
 
 
 def _optimiser(nets: nn.Module, settings: PretrainSettings) -> torch.optim.Optimizer:
@@ -113,29 +117,29 @@ def _optimiser(nets: nn.Module, settings: PretrainSettings) -> torch.optim.Optim
     if settings.optimiser == "lars":
         return LARS(groups, lr=0.0, momentum=momentum, weight_decay=decay, convention=settings.lars)
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, weight_decay=decay)
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, weight_decay=decay, nesterov=settings.nesterov)
+    adam = torch.optim.AdamW if settings.optimiser == "adamw" else torch.optim.Adam
+    return adam(groups, lr=0.0, betas=settings.betas, weight_decay=decay)
 
 
-def _epoch_draws(count: int, batch: int, seed: int) -> Callable[[int], Tensor]:
-    """Indices of a step: consecutive parts of a permutation per epoch, a function of (seed, step)."""
-    per_epoch = count // batch
-    held: tuple[int, Tensor] = (-1, torch.empty(0))
+def _learning_rate(settings: PretrainSettings, steps: int) -> Callable[[int], float]:
+    """Learning rate of each step."""
+    peak = settings.base_lr * (settings.batch / 256 if settings.lr_scaling else 1)
+    warmup = round(steps * min(settings.warmup_epochs / settings.epochs, 1.0))
 
-    def draw(step: int) -> Tensor:
-        nonlocal held
-        epoch, part = divmod(step, per_epoch)
-        if held[0] != epoch:
-            generator = torch.Generator().manual_seed(step_seed(~seed, epoch))
-            held = epoch, torch.randperm(count, generator=generator)
-        return held[1][part * batch : (part + 1) * batch]
+    def rate(step: int) -> float:
+        if step < warmup or settings.schedule == "cosine":
+            return warmup_cosine(step, steps, warmup, peak, settings.lr_end * peak)
+        if settings.schedule == "constant":
+            return peak
+        return peak * math.cos(7 * math.pi * step / (16 * steps))
 
-    return draw
+    return rate
 
 
-def _resident(array: np.ndarray | None, device: torch.device) -> Tensor | np.ndarray | None:
+def _resident(array: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
     """The array on the device if it fits there, else as it is: batches are then read from the memory map."""
-    if array is None or device.type != "cuda":
+    if device.type != "cuda":
         return array
     free, _ = torch.cuda.mem_get_info(device)
     return torch.from_numpy(np.ascontiguousarray(array)).to(device) if array.nbytes < RESIDENT_SHARE * free else array

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from anaus_bench.data.views import Batch, make_batch
 from anaus_bench.interfaces import Objective
-from anaus_bench.nn.encoder import Encoder
+from anaus_bench.nn.encoder import STRIDES, Encoder
 from anaus_bench.nn.lars import LARS, parameter_groups
 from anaus_plugins.objectives.anaus import AnaUS, AnaUSSettings
 from anaus_plugins.objectives.byol import BYOL, BYOLSettings
@@ -41,11 +41,11 @@ def measure(
     place = torch.device(device)
     objective: Objective[Any] = AnaUS(AnaUSSettings()) if method == "anaus" else BYOL(BYOLSettings())
     torch.manual_seed(0)
-    nets = objective.build(Encoder(arch, objective.pyramid())).to(place, memory_format=torch.channels_last)
+    nets = objective.build(Encoder(arch, objective.finest_stride())).to(place, memory_format=torch.channels_last)
     drawn = _draw(objective, batch, size, place)
     optimiser = LARS(parameter_groups(nets), lr=0.1, weight_decay=1e-6)
-    strides = (4, 8, 16, 32) if objective.pyramid() else (32,)
-    bare = Encoder(arch, objective.pyramid()).to(place, memory_format=torch.channels_last)
+    strides = [stride for stride in STRIDES if stride >= objective.finest_stride()]
+    bare = Encoder(arch, objective.finest_stride()).to(place, memory_format=torch.channels_last)
     weights = [parameter for parameter in bare.parameters() if parameter.requires_grad]
 
     def autocast() -> torch.autocast:

@@ -19,7 +19,7 @@ def objective() -> BYOL:
 @pytest.fixture
 def nets(objective: BYOL) -> nn.ModuleDict:
     torch.manual_seed(0)
-    return objective.build(Encoder("resnet18", objective.pyramid()))
+    return objective.build(Encoder("resnet18", objective.finest_stride()))
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_the_target_follows_after_the_step_without_the_predictor(
 
 
 def test_paper_heads_have_4096_hidden_and_256_output_units_and_no_last_bias() -> None:
-    nets = BYOL(BYOLSettings()).build(Encoder("resnet18", False))
+    nets = BYOL(BYOLSettings()).build(Encoder("resnet18"))
 
     assert nets["projector"][0].weight.shape == (4096, 512)
     assert nets["predictor"][3].weight.shape == (256, 4096)

@@ -14,7 +14,7 @@ from anaus_plugins.objectives.random import Random
 @pytest.mark.parametrize("plugin", [ImageNet, Random])
 def test_an_initialisation_names_its_start_and_is_only_its_encoder(plugin: type[Objective[Any]]) -> None:
     objective = plugin(Settings())
-    encoder = Encoder("resnet18", objective.pyramid())
+    encoder = Encoder("resnet18", objective.finest_stride())
 
     nets = objective.build(encoder)
 

@@ -21,7 +21,7 @@ def objective() -> Supervised:
 @pytest.fixture
 def nets(objective: Supervised) -> nn.ModuleDict:
     torch.manual_seed(0)
-    return objective.build(Encoder("resnet18", False), num_classes=3).eval()
+    return objective.build(Encoder("resnet18"), num_classes=3).eval()
 
 
 def draw_batch(objective: Supervised, labels: list[int]) -> Batch:
@@ -69,7 +69,7 @@ def test_the_view_is_cropped_and_flipped_only(objective: Supervised) -> None:
 
 def test_fewer_than_two_classes_are_refused(objective: Supervised) -> None:
     with pytest.raises(SettingsError, match="needs at least 2 classes, the corpus has 1"):
-        objective.build(Encoder("resnet18", False), num_classes=1)
+        objective.build(Encoder("resnet18"), num_classes=1)
 
 
 def test_all_parameters_are_trained(objective: Supervised, nets: nn.ModuleDict) -> None:

@@ -52,7 +52,7 @@ def shade_fold(train: int = 16, test: int = 6) -> Fold:
 
 def make_encoder(arch: str = "resnet18") -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(arch, pyramid=False)
+    encoder = Encoder(arch)
     encoder.card = EncoderCard(arch, False, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "random", "random")
     return encoder
 
@@ -239,14 +239,14 @@ def test_group_scores_are_of_the_mean_probabilities(tmp_path: Path) -> None:
     assert scores.pooled["accuracy_group"] == 1.0
 
 
-def test_absent_classes_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_absent_classes_are_left_out_of_means_and_counted(tmp_path: Path) -> None:
     fold = Fold(0, (), (shade_case(0), shade_case(2)), CLASSES)
     store(tmp_path, fold, [[0.9, 0.1], [0.8, 0.2]])
 
     scores = Shades(TINY).score([(fold, tmp_path)])
 
     assert scores.folds[0]["f1"] == 1.0
-    assert "recall_bright" not in scores.folds[0]
+    assert np.isnan(scores.folds[0]["recall_bright"])
     assert any("absent from held-out folds: 1" in note for note in scores.notes)
 
 

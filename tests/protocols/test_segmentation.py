@@ -55,10 +55,10 @@ def disc_fold(train: int = 6, test: int = 3, side: int = 64) -> Fold:
     return Fold(0, tuple(cases[:train]), tuple(cases[train:]))
 
 
-def make_encoder(arch: str = "resnet18", pyramid: bool = False) -> Encoder:
+def make_encoder(arch: str = "resnet18", finest_stride: int = 32) -> Encoder:
     torch.manual_seed(0)
-    encoder = Encoder(arch, pyramid)
-    encoder.card = EncoderCard(arch, pyramid, (0.2, 0.2, 0.2), (0.3, 0.3, 0.3), "random", "random")
+    encoder = Encoder(arch, finest_stride)
+    encoder.card = EncoderCard(arch, finest_stride, (0.2, 0.2, 0.2), (0.3, 0.3, 0.3), "random", "random")
     return encoder
 
 
@@ -172,7 +172,7 @@ def test_trainable_layers_are_counted_from_the_top(layers: int, expected: set[st
 
 @pytest.mark.parametrize("norm", ["frozen", "gn"])
 def test_the_pyramid_is_transferred_by_level(norm: str) -> None:
-    encoder = make_encoder(pyramid=True)
+    encoder = make_encoder(finest_stride=4)
     settings = SegmentationSettings(transfer="backbone+fpn", norm=norm)  # type: ignore[arg-type]
     fpn: Any = build_maskrcnn(encoder, settings).backbone.fpn
 
@@ -184,7 +184,7 @@ def test_the_pyramid_is_transferred_by_level(norm: str) -> None:
 
 
 def test_the_transferred_pyramid_computes_the_maps_of_the_encoder() -> None:
-    encoder = make_encoder(pyramid=True).eval()
+    encoder = make_encoder(finest_stride=4).eval()
     model = build_maskrcnn(encoder, SegmentationSettings(transfer="backbone+fpn")).eval()
     images = torch.rand(1, 3, 64, 64)
 

@@ -114,7 +114,7 @@ class KMeans(MaskSource[KMeansSettings]):
     def _encoder(self) -> Encoder:
         from anaus_bench.nn.encoder import Encoder, load_imagenet
 
-        encoder = Encoder(ARCH, pyramid=False)
+        encoder = Encoder(ARCH)
         load_imagenet(encoder, self.settings.weights)
         return encoder.eval().requires_grad_(False)
 

@@ -175,9 +175,9 @@ class AnaUS(Objective[AnaUSSettings]):
         """Strides of the scales in use, coarsest first."""
         return SCALES[: self.settings.scales]
 
-    def pyramid(self) -> bool:
-        """Whether a scale beside the backbone's last map is in use."""
-        return self.settings.scales > 1
+    def finest_stride(self) -> int:
+        """The finest of the scales in use."""
+        return self.strides[-1]
 
     def views(self, size: int) -> tuple[View, ...]:
         """BYOL's two recipes with the supplement's crop area.

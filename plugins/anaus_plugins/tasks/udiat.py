@@ -18,7 +18,7 @@ class UDIAT(SegmentationTask[SegmentationSettings]):
 
     name = "udiat"
     dataset = "udiat"
-    metrics = (PPV, SENSITIVITY, DICE, HAUSDORFF)
+    metrics = (DICE, PPV, SENSITIVITY, HAUSDORFF)
 
 
 @hookimpl

@@ -1,0 +1,313 @@
+"""POCUS: lung ultrasound of COVID-19, bacterial pneumonia and healthy lungs (Born et al., 2021).
+
+Two forms are read: the repository's videos and images, of which frames are sampled as its authors do, and the five
+pickled folds of USCL, which hold frames without saying from which video.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from anaus_bench.config import Settings
+from anaus_bench.data.images import VIDEO_SUFFIXES, VideoReader, is_video, read_gray, video_header, write_video
+from anaus_bench.data.layout import (
+    IMAGE_SUFFIXES,
+    File,
+    check_unique,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    locate,
+    naming,
+    start_phantoms,
+)
+from anaus_bench.data.pickles import read_arrays
+from anaus_bench.errors import CountMismatch, LabelError, LayoutError, UnreadableFile
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+
+LABELS = {"cov": 0, "pne": 1, "reg": 2}
+VIRAL = "vir"  # too few; the task has three classes
+FOLDERS = ("pocus_videos", "pocus_images")
+PROBES = ("convex", "linear")
+UNCERTAIN = "label_uncertain"
+TABLE = "dataset_metadata.csv"
+FOLDS = 5
+BUTTERFLY = re.compile(r"[a-z]+[ _-]butterfly[ _-]", re.IGNORECASE)
+SET = re.compile(r"northumbria.*_set\d+", re.IGNORECASE)  # several clips of one examination
+SUFFIXES = (".mp4", ".avi", ".mov", ".gif")  # of generated videos, in turn
+FRAMES = 12  # of a generated video; fewer where that leaves few videos
+
+
+class POCUSSettings(Settings):
+    """Which frames are used; the defaults are those of the data set's authors (pocovidnet)."""
+
+    probe: Literal["convex", "linear", "both"] = Field("convex", description="Which probes' files are used.")
+    rate: float = Field(
+        3.0,
+        description="Frames a second that are taken of a video: every int(fps / rate)-th, at least 1. Unit: Hz.",
+        gt=0,
+    )
+    max_frames: int = Field(30, description="At most this many frames of a video, from its start. Unit: frames.", ge=1)
+    exclude_overlap: bool = Field(
+        False,
+        description="Leave out the clips of the Butterfly gallery (Cov-Butterfly-..., Reg-Butterfly-...), which the corpus "
+        "butterfly holds as well.",
+    )
+
+
+class POCUS(Dataset[POCUSSettings]):
+    """`pocus_videos/convex/Cov-....mp4` and `pocus_images/convex/....jpg`, or `covid_data{1..5}.pkl`."""
+
+    name = "pocus"
+    settings_class = POCUSSettings
+    title = "POCUS lung ultrasound"
+    classes = ("covid19", "pneumonia", "regular")
+    licence = "per file, in dataset_metadata.csv; many non-commercial"
+    url = "https://github.com/jannisborn/covid19_ultrasound"
+    how_to_get = (
+        "Clone https://github.com/jannisborn/covid19_ultrasound (with git lfs) and take its folder data, or take "
+        "covid_5_fold from the link in the README of https://github.com/983632847/USCL; that folder is the root."
+    )
+    reference = (
+        "Born et al., Accelerating detection of lung pathologies with explainable ultrasound image analysis, "
+        "Applied Sciences 11(2), 2021, doi:10.3390/app11020672"
+    )
+
+    def __init__(self, settings: POCUSSettings) -> None:
+        super().__init__(settings)
+        self._videos = VideoReader()
+        self._fold: tuple[Path, NDArray[np.generic]] | None = None  # the images of the pickle read last
+
+    def scan(self, root: Path) -> Index:
+        """The sampled frames; of a video only the container is read, of a pickle only shapes and labels.
+
+        Raises:
+            DatasetNotFound, LayoutError: Root or folders missing, no file, or not all five pickles.
+            LabelError: A name that begins with none of Cov, Pne, Reg and Vir; or an unknown label in a pickle.
+            DuplicateId: A file in two formats.
+            WrongVersion: A pickle that holds more than arrays.
+            CountMismatch, UnreadableFile: Images and labels of a pickle differ in number; a damaged file.
+        """
+        base = locate(
+            self,
+            root,
+            ("data", "covid_5_fold"),
+            lambda folder: any((folder / name).is_dir() for name in FOLDERS) or any(folder.glob("covid_data*.pkl")),
+            "the folders pocus_videos or pocus_images (or covid_data1.pkl to covid_data5.pkl)",
+        )
+        if not any((base / name).is_dir() for name in FOLDERS):
+            return self._pickled(base, is_phantom(root, base))
+        return self._repository(base, is_phantom(root, base))
+
+    def read(self, index: Index, sample: Sample) -> Picture:
+        """The image or frame; no mask.
+
+        Raises:
+            UnreadableFile: The file cannot be decoded, or a video ends before the frame.
+        """
+        path = index.root / sample.path
+        with naming(self, index.root):
+            if path.suffix == ".pkl":
+                return Picture(self._pickled_image(path, int(sample.sample_id.rpartition("#")[2])))
+            if is_video(sample.path) and sample.frame_index is not None:
+                return Picture(self._videos.frame(path, sample.frame_index))
+            return Picture(read_gray(path))
+
+    def published_folds(self, index: Index) -> list[int] | None:
+        """USCL's fold of each image of its pickles; None for the repository, whose own folds split patients."""
+        if not all(sample.path.endswith(".pkl") for sample in index.samples):
+            return None
+        return [_fold_number(sample.path) - 1 for sample in index.samples]
+
+    def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
+        """About `count` frames in the repository's form: two videos of each patient, in four containers, and images."""
+        from anaus_bench.simulator.phantoms import clips
+
+        start_phantoms(self, root, size, seed)
+        for folder in FOLDERS:
+            (root / folder / "convex").mkdir(parents=True)
+        frames = max(1, min(FRAMES, count // 30))
+        patients = max(3, round(count / (2 * frames)))
+        kinds = [("covid", "pneumonia", "regular")[clip // 2 % 3] for clip in range(2 * patients)]
+        owners = [clip // 2 for clip in range(2 * patients)]
+        rows = []
+        made = clips("lung", self.name, kinds, frames=frames, size=size, seed=seed, patients=owners)
+        for number, clip in enumerate(made):
+            prefix = {"covid": "Cov", "pneumonia": "Pneu", "regular": "Reg"}[clip.kind]
+            stem = f"{prefix}_phantom+({clip.patient})_clip{clip.video}"
+            if frames == 1:
+                Image.fromarray(clip.images[0]).save(root / "pocus_images" / "convex" / f"{stem}.jpg", quality=90)
+            else:
+                path = root / "pocus_videos" / "convex" / f"{stem}{SUFFIXES[number % len(SUFFIXES)]}"
+                write_video(path, clip.images, round(self.settings.rate))
+            rows.append((stem, clip.kind, clip.patient))
+        with (root / TABLE).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("Filename", "Label", "Patient ID / Name"), *rows])
+
+    # ---- the repository's form
+
+    def _repository(self, base: Path, phantom: bool) -> Index:
+        probes = PROBES if self.settings.probe == "both" else (self.settings.probe,)
+        files = [
+            file
+            for folder in FOLDERS
+            for probe in probes
+            if (base / folder / probe).is_dir()
+            for file in list_files(self, base, base / folder / probe, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            if UNCERTAIN not in file.folder.split("/")
+        ]
+        if not files:
+            raise LayoutError(
+                f"{self.name}: no image or video of {' or '.join(probes)} in {str(base)!r}; {self.how_to_get}"
+            )
+        check_unique(self, base, files)
+        unknown = [file.path for file in files if _prefix(file) not in (*LABELS, VIRAL)]
+        if unknown:
+            raise LabelError(
+                f"{self.name}: {len(unknown)} files in {str(base)!r} begin with none of Cov, Pne, Reg and Vir: "
+                f"{first_names(unknown)}; name them by their class"
+            )
+        warnings: list[str] = []
+        viral = [file.path for file in files if _prefix(file) == VIRAL]
+        if viral:
+            warnings.append(
+                f"{self.name}: {len(viral)} files of viral pneumonia are left out: the task has three classes"
+            )
+        shared = [file for file in files if BUTTERFLY.match(file.name)]
+        if shared:
+            state = (
+                "left out"
+                if self.settings.exclude_overlap
+                else "used; --set data.pocus.exclude_overlap=true leaves them out"
+            )
+            warnings.append(
+                f"{self.name}: {len(shared)} clips are of the Butterfly gallery, as in the corpus butterfly: {state}"
+            )
+        dropped = {*viral, *(file.path for file in shared if self.settings.exclude_overlap)}
+        patients = self._patients(base, warnings)
+        with naming(self, base):
+            samples = [
+                sample for file in files if file.path not in dropped for sample in self._samples(base, file, patients)
+            ]
+        table = [file for file in list_files(self, base, base, (TABLE,)) if file.path == TABLE]
+        return Index(base, tuple(samples), fingerprint([*files, *table]), phantom, tuple(warnings))
+
+    def _patients(self, base: Path, warnings: list[str]) -> dict[str, str]:
+        """Patient by the lower-case name of the file without its suffix."""
+        path = base / TABLE
+        if not path.is_file():
+            warnings.append(
+                f"{self.name}: {TABLE!r} is missing in {str(base)!r}; files are grouped by video, not by patient"
+            )
+            return {}
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            if not {"Filename", "Patient ID / Name"} <= set(reader.fieldnames or ()):
+                raise LayoutError(
+                    f"{self.name}: {str(path)!r} has no columns 'Filename' and 'Patient ID / Name'; use the official file"
+                )
+            rows = [
+                ((row["Filename"] or "").strip().lower(), (row["Patient ID / Name"] or "").strip()) for row in reader
+            ]
+        return {name: patient for name, patient in rows if name and patient.lower() not in ("", "n/a", "nan", "none")}
+
+    def _samples(self, base: Path, file: File, patients: dict[str, str]) -> Iterator[Sample]:
+        patient = patients.get(file.stem.lower(), patients.get(file.name.lower()))
+        examination = SET.search(file.stem)
+        if examination:
+            group = examination[0].lower()
+        else:
+            group = f"patient {patient}" if patient else file.path
+        label = LABELS[_prefix(file)]
+        if not is_video(file.path):
+            yield Sample(file.path, group, file.path, label=label, patient_id=patient)
+            return
+        header = video_header(base / file.path)
+        every = max(1, int(header.rate / self.settings.rate))
+        for frame in range(0, header.frames, every)[: self.settings.max_frames]:
+            yield Sample(
+                sample_id=f"{file.path}#{frame}",
+                group_id=group,
+                path=file.path,
+                label=label,
+                video_id=file.path,
+                frame_index=frame,
+                patient_id=patient,
+            )
+
+    # ---- USCL's form
+
+    def _pickled(self, base: Path, phantom: bool) -> Index:
+        files = [
+            file for file in list_files(self, base, base, (".pkl",)) if re.fullmatch(r"covid_data[1-5]\.pkl", file.path)
+        ]
+        if len(files) != FOLDS:
+            raise LayoutError(
+                f"{self.name}: {len(files)} of {FOLDS} pickles in {str(base)!r}: {first_names([file.path for file in files])}; "
+                f"expected covid_data1.pkl to covid_data5.pkl; {self.how_to_get}"
+            )
+        samples = []
+        for file in files:
+            with naming(self, base):
+                labels = self._pickled_labels(base / file.path)
+            # The pickle does not say which frames are of one video, only that no video is in two folds.
+            samples += [
+                Sample(f"{file.path}#{row}", file.path, file.path, label=label) for row, label in enumerate(labels)
+            ]
+        return Index(base, tuple(samples), fingerprint(files), phantom)
+
+    def _pickled_labels(self, path: Path) -> list[int]:
+        """Classes of the held-out images of a fold: the tuple is (X_train, y_train, X_test, y_test)."""
+        arrays = read_arrays(path, content=False)
+        shapes = [array.shape for array in arrays]
+        if len(arrays) != 4 or len(shapes[2]) != 4 or shapes[2][1] not in (1, 3) or len(shapes[3]) != 1:
+            raise UnreadableFile(
+                f"{str(path)!r} holds arrays of shapes {shapes}; expected X [N,C,H,W] and y [N], twice"
+            )
+        if shapes[2][0] != shapes[3][0]:
+            raise CountMismatch(
+                f"{str(path)!r} holds {shapes[2][0]} test images but {shapes[3][0]} labels; take it again"
+            )
+        labels = [int(label) for label in arrays[3]]
+        odd = sorted(set(labels) - set(LABELS.values()))
+        if odd:
+            raise LabelError(f"{str(path)!r} has the labels {odd[:5]}; known: 0 covid19, 1 pneumonia, 2 regular")
+        return labels
+
+    def _pickled_image(self, path: Path, row: int) -> NDArray[np.uint8]:
+        if self._fold is None or self._fold[0] != path:
+            self._fold = path, read_arrays(path)[2].copy()  # a copy lets go of the training images
+        image = self._fold[1][row]
+        if not (image.min() >= 0 and image.max() <= 255):
+            raise UnreadableFile(
+                f"{str(path)!r}: image {row} has values from {image.min()} to {image.max()}; expected 0 to 255"
+            )
+        levels = np.rint(image).astype(np.uint8)
+        if len(levels) == 1:
+            return levels[0]
+        return np.array(Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0))).convert("L"), dtype=np.uint8)
+
+
+def _prefix(file: File) -> str:
+    return file.name[:3].lower()
+
+
+def _fold_number(path: str) -> int:
+    return int(path.removesuffix(".pkl")[-1])
+
+
+@hookimpl
+def anaus_datasets() -> list[type[POCUS]]:
+    """POCUS."""
+    return [POCUS]
