@@ -55,6 +55,8 @@ PluginFiles = Annotated[list[Path] | None, typer.Option("--plugin", help="Python
 StorePath = Annotated[Path, typer.Option(envvar="ANAUS_STORE", help="Folder of all artifacts and results.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else there.")]
+MaskNames = Annotated[list[str], typer.Option("--masks", help="Mask source; repeat to see several side by side.")]
+CorpusNames = Annotated[str, typer.Option("--corpus", help="Data sets, joined by +.")]
 DEFAULT_STORE = Path("anaus-store")
 
 
@@ -392,8 +394,8 @@ def masks_build(
 
 @masks_app.command("preview")
 def masks_preview(
-    masks: Annotated[list[str], typer.Option(help="Mask source; repeat to see several side by side.")],
-    corpus: Annotated[str, typer.Option(help="Data sets, joined by +.")],
+    masks: MaskNames,
+    corpus: CorpusNames,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("masks.png"),
     count: Annotated[int, typer.Option(min=1, max=40, help="Number of images.")] = 8,
     preset: Preset = "paper",
@@ -405,21 +407,42 @@ def masks_preview(
     plugin: PluginFiles = None,
 ) -> None:
     """Draw a sheet: images of a corpus and the regions of each mask source side by side. Builds what is missing."""
-    from anaus_bench.plan import masks_stage
     from anaus_bench.preview import draw_preview
 
-    registry, shelf, say = Registry(plugin or ()), Store(store), Console(stderr=True)
-    overrides, roots = parse_overrides(settings or ()), parse_roots(data_root)
-    stages = {}
-    for name in masks:
-        # Settings of the section `masks` belong to one source, so they are given to the only one there is.
-        if len(masks) > 1 and "masks" in overrides:
-            raise SettingsError("--set masks.* needs a single --masks; preview the sources one at a time")
-        cell = Cell("", "", name, corpus, seed=seed, preset=preset, overrides=overrides)
-        stages[name] = masks_stage(name, corpus, cell, registry, roots)
-        _execute(pending([stages[name]], shelf), registry, shelf, "local", device, say, False, None)
+    shelf = Store(store)
+    stages = _build_masks(masks, corpus, preset, seed, settings, data_root, shelf, device, plugin, False)
     draw_preview(stages, shelf, output, count)
     Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@masks_app.command("score")
+def masks_score(
+    masks: MaskNames,
+    corpus: CorpusNames,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG with a bar plot.")] = None,
+    preset: Preset = "paper",
+    seed: Seed = 0,
+    settings: Set = None,
+    data_root: DataRoot = None,
+    store: StorePath = DEFAULT_STORE,
+    device: Device = "auto",
+    plugin: PluginFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure mask sources: against ground truth where the corpus has it, and by themselves. Builds what is missing."""
+    from anaus_bench.preview import draw_scores, score_table
+
+    shelf = Store(store)
+    stages = _build_masks(masks, corpus, preset, seed, settings, data_root, shelf, device, plugin, as_json)
+    if output is not None:
+        draw_scores(stages, shelf, output)
+    if as_json:
+        records = {name: shelf.record(stage.kind, stage.key) or {} for name, stage in stages.items()}
+        _print_json({name: record["result"]["scores"] for name, record in records.items()})
+        return
+    _print_table(score_table(stages, shelf))
+    if output is not None:
+        Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
 
 
 def parse_roots(assignments: Sequence[str] | None) -> dict[str, Path]:
@@ -476,6 +499,33 @@ def _execute(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
+
+
+def _build_masks(
+    names: Sequence[str],
+    corpus: str,
+    preset: str,
+    seed: int,
+    settings: Sequence[str] | None,
+    data_root: Sequence[str] | None,
+    store: Store,
+    device: str,
+    plugin: Sequence[Path] | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The finished `masks` stage of each source."""
+    from anaus_bench.plan import masks_stage
+
+    registry, say = Registry(plugin or ()), Console(stderr=True)
+    overrides, roots = parse_overrides(settings or ()), parse_roots(data_root)
+    if len(names) > 1 and "masks" in overrides:
+        raise SettingsError("--set masks.* belongs to one source, found several --masks; take them one at a time")
+    stages = {}
+    for name in names:
+        cell = Cell("", "", name, corpus, seed=seed, preset=preset, overrides=overrides)
+        stages[name] = masks_stage(name, corpus, cell, registry, roots)
+        _execute(pending([stages[name]], store), registry, store, "local", device, say, quiet, None)
+    return stages
 
 
 def _run_stage(stage: Any, registry: Registry, store: Store, device: str, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,25 @@ def draw_panel(rows: Sequence[tuple[str, Sequence[Column]]], path: Path, *, titl
             if number == 0:
                 axis.set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=6)
     figure.suptitle(f"{title} ({mark})" if mark else title, fontsize=10)
+    figure.savefig(path)
+
+
+def draw_bars(
+    labels: Sequence[str], groups: Mapping[str, Sequence[float]], path: Path, *, title: str, mark: str = ""
+) -> None:
+    """Writes a PNG: grouped bars of values in [0, 1], a group per label, a colour per name in `groups`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 * len(labels) + 2, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(groups)
+    for number, (name, values) in enumerate(groups.items()):
+        places = np.arange(len(labels)) + (number - (len(groups) - 1) / 2) * width
+        axes.bar(places, values, width, label=name)
+    axes.set_xticks(range(len(labels)), [label.replace(" ", "\n", 1) for label in labels], fontsize=7)
+    axes.set_ylim(0, 1)
+    axes.legend(fontsize=7, ncols=2)
+    axes.set_title(f"{title} ({mark})" if mark else title, fontsize=10)
     figure.savefig(path)
 
 

@@ -169,10 +169,12 @@ class MaskSource(Plugin[S]):
     Attributes:
         learned: Whether `fit` must run (once, as a stage of its own) before `segment`.
         needs_truth: Whether `segment` needs the ground truth (oracle sources).
+        per_image: Whether `segment` is plain CPU work image by image, which is then spread over processes.
     """
 
     learned: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    per_image: ClassVar[bool] = False
 
     def paired_corpora(self) -> str:
         """Names, joined by `+`, of the paired data sets that `fit` trains on; empty if not learned."""

@@ -50,6 +50,12 @@ IMAGENET = {
     }.items()
 }
 
+SAM_VIT_B = PublishedWeights(
+    "SAM ViT-B",
+    "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+)
+
 
 def weights_identity(source: str, published: PublishedWeights) -> str:
     """What stands for the weights in a key: the published digest for `official`, else the file's own.

@@ -256,7 +256,7 @@ def test_b_lines_reach_the_bottom_and_a_lines_repeat_the_pleura() -> None:
                 depth = np.flatnonzero(line == lung.PLEURA)[0] + lift
                 rows = np.flatnonzero(line == lung.A_LINE) + lift
                 away = np.abs(rows[:, None] - depth * np.arange(2, 8)).min(axis=1)
-                assert away.max() < 0.02 * GRID[0]
+                assert away.max() < 0.03 * GRID[0]
                 repeats += 1
     assert repeats > 20
 
@@ -382,12 +382,14 @@ def test_the_wall_is_open_at_the_base_and_thickens() -> None:
 
 
 def test_outside_the_sector_image_and_mask_are_zero() -> None:
-    clip = one("heart", "4ch", frames=1, size=96)
-    angle = float(stream(0, phantoms.zlib.crc32(b"one"), 0, 0).integers(75, 91))
-    inside = scan_conversion(sector(angle), beam_grid((96, 96)), (96, 96)).inside
+    shape, geometry = (96, 96), sector(80.0)
+    grid = beam_grid(shape)
+    images, labels = scan(body("heart", 1, grid), convex_scanner(stream(8), grid), geometry, 2, shape, (9,))
+    inside = scan_conversion(geometry, grid, shape).inside
 
-    assert not clip.images[0][~inside].any()
-    assert not clip.labels[0][~inside].any()
+    assert not images[:, ~inside].any()
+    assert not labels[:, ~inside].any()
+    assert labels[:, inside].any()
 
 
 @pytest.mark.slow

@@ -103,7 +103,8 @@ def near_across(part: Part, values: Sequence[Hashable], distance: int = NEAR) ->
     """
     code = _codes(values)
     blocks = _differing(close_blocks(part.hashes, part.hashes, distance, ordered=True), code)
-    pairs, touched, examples = 0, np.zeros(len(part.ids), dtype=bool), []
+    pairs, touched = 0, np.zeros(len(part.ids), dtype=bool)
+    examples: list[list[Any]] = []
     for i, j in blocks:
         pairs += len(i)
         touched[i] = touched[j] = True
@@ -119,7 +120,8 @@ def near_between(corpus: Part, test: Part, distance: int = NEAR) -> dict[str, An
         `images`, their number; `share` of the test set; `groups`, the number of its groups they are in; `examples`, the
         first five with their twin: id in the corpus, id in the test set, differing bits.
     """
-    touched, examples = np.zeros(len(test.ids), dtype=bool), []
+    touched = np.zeros(len(test.ids), dtype=bool)
+    examples: list[list[Any]] = []
     for i, j in close_blocks(corpus.hashes, test.hashes, distance):
         fresh, first = np.unique(j, return_index=True)
         new = ~touched[fresh]
@@ -129,7 +131,7 @@ def near_between(corpus: Part, test: Part, distance: int = NEAR) -> dict[str, An
     return {
         "images": int(touched.sum()),
         "share": float(touched.mean()) if len(touched) else 0.0,
-        "groups": len({test.groups[row] for row in np.flatnonzero(touched)}),
+        "groups": len({test.groups[row] for row in np.flatnonzero(touched).tolist()}),
         "examples": examples,
     }
 

@@ -254,7 +254,7 @@ def write_video(path: Path, images: NDArray[np.uint8], rate: int) -> None:
 
     codec, pixels = {".gif": ("gif", "gray"), ".mp4": ("mpeg4", "yuv420p")}.get(path.suffix, ("mjpeg", "yuvj420p"))
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream: av.VideoStream = container.add_stream(codec, rate=rate)  # type: ignore[assignment]
         stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], pixels
         stream.codec_context.options = {"flags": "+bitexact+qscale", "global_quality": str(2 * 118), "threads": "1"}
         for image in images:

@@ -101,7 +101,8 @@ def close_blocks(
     The bits are compared as a matrix product of signs: agreeing bits minus differing ones, exact in float32.
 
     Args:
-        first, second: (N, 32) and (M, 32) uint8 hashes.
+        first: (N, 32) uint8 hashes.
+        second: (M, 32) uint8 hashes.
         distance: Largest number of differing bits.
         block: Rows and columns compared at a time, which bounds the memory.
         ordered: Only pairs i < j, for a set compared with itself.

@@ -1,13 +1,16 @@
 """Pickled numpy arrays, read without running what a pickle may ask for.
 
-A pickle is a program. Only the names with which numpy rebuilds an array are known here; any other name ends the
-reading before anything is called.
+A pickle is a program. Of all names that it may call, only those with which numpy rebuilds an array are known here, and
+even they stand for functions of this module that take numbers of a plain type and nothing else.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickle
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,11 +20,21 @@ from numpy.typing import NDArray
 from anaus_bench.errors import UnreadableFile, WrongVersion
 
 SKIPPED_FROM = 2**20  # bytes: content of an array that is not wanted; smaller arrays are read even so
-DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, MemoryError)
+NUMBER = re.compile(r"b1|[iu][1248]|f[248]")
+DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 def read_arrays(path: Path, *, content: bool = True) -> tuple[NDArray[Any], ...]:
-    """The arrays of a pickled tuple or list of numpy arrays.
+    """The arrays of a pickled tuple or list of numpy arrays, read-only.
 
     Args:
         path: The file.
@@ -36,16 +49,15 @@ def read_arrays(path: Path, *, content: bool = True) -> tuple[NDArray[Any], ...]
         with path.open("rb") as file:
             source = file if content else _Skipping(file, path.stat().st_size)
             loaded = _ArrayUnpickler(source, path).load()
+        if isinstance(loaded, (tuple, list)) and loaded and all(isinstance(item, _Array) for item in loaded):
+            return tuple(item.array() for item in loaded)
     except OSError as error:
         raise UnreadableFile(f"{str(path)!r} cannot be read: {error}") from error
     except DAMAGED as error:
         raise UnreadableFile(
             f"{str(path)!r} is damaged: {error or 'out of memory'}; copy or download it again"
         ) from error
-    arrays = loaded if isinstance(loaded, (tuple, list)) else ()
-    if not arrays or not all(isinstance(array, np.ndarray) and array.dtype.kind in "biuf" for array in arrays):
-        raise UnreadableFile(f"{str(path)!r} holds {type(loaded).__name__!r}; expected a tuple of arrays of numbers")
-    return tuple(arrays)
+    raise UnreadableFile(f"{str(path)!r} holds {type(loaded).__name__!r}; expected a tuple of arrays of numbers")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -54,35 +66,65 @@ class _ArrayUnpickler(pickle.Unpickler):
         self._path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise WrongVersion(
-                f"{str(self._path)!r} asks for {f'{module}.{name}'!r}; only numpy arrays are read, because anything else "
-                "would be run: save its arrays again as a tuple"
-            )
-        return ALLOWED[module, name]
+        core = re.fullmatch(r"numpy\._?core\.(\w+)", module)
+        match (core[1] if core else module, name):
+            case ("numpy", "ndarray"):
+                return "ndarray"
+            case ("numpy", "dtype"):
+                return partial(_Dtype)
+            case ("multiarray", "_reconstruct") if core:
+                return partial(_reconstruct)
+            case ("numeric", "_frombuffer") if core:
+                return partial(_frombuffer)
+        raise WrongVersion(
+            f"{str(self._path)!r} asks for {f'{module}.{name}'!r}; only numpy arrays are read, because anything else "
+            "would be run: save its arrays again as a tuple"
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         raise WrongVersion(f"{str(self._path)!r} refers to {pid!r} outside of it; only numpy arrays are read")
 
 
-def _reconstruct(kind: type, shape: tuple[int, ...], code: bytes) -> NDArray[Any]:
-    """What numpy's function of this name makes: an array whose shape, type and content come next."""
-    if kind is not np.ndarray or shape != (0,):
-        raise pickle.UnpicklingError("an array is rebuilt in a way that numpy does not")
-    return np.empty(0, dtype=np.int8)
+class _Dtype:
+    """Stands for a numpy type: its code, such as `u1`, and its byte order."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def build(self) -> np.dtype[Any]:
+        if not NUMBER.fullmatch(self.code) or self.order not in ("|", "<", ">", "="):
+            raise ValueError(f"an array of type {self.code!r}; expected numbers")
+        return np.dtype(self.order + self.code)
 
 
-def _frombuffer(content: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
+class _Array:
+    """Stands for a numpy array until its content is there."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.dtype, self.fortran, self.content = state
+
+    def array(self) -> NDArray[Any]:
+        if not isinstance(self.dtype, _Dtype) or not isinstance(self.content, (bytes, bytearray)):
+            raise TypeError("an array whose type or content is no such thing")
+        dtype = self.dtype.build()
+        if math.prod(self.shape) * dtype.itemsize != len(self.content):
+            raise ValueError(f"an array of shape {self.shape} with {len(self.content)} bytes")
+        return np.frombuffer(self.content, dtype).reshape(self.shape, order="F" if self.fortran else "C")
+
+
+def _reconstruct(*_: object) -> _Array:
+    """An array whose state comes next."""
+    return _Array()
+
+
+def _frombuffer(content: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
     """An array of protocol 5."""
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C")
-
-
-ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},
-}
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", content))
+    return array
 
 
 class _Skipping:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def volume_header(path: Path) -> VolumeHeader:
     """
     if path.name.lower().endswith(METAIMAGE_SUFFIX):
         return _metaimage_header(path)[0]
-    return _guarded(path, lambda: _nifti_header(_nifti(path), path))
+    with _decoding(path):
+        return _nifti_header(_nifti(path), path)
 
 
 def read_volume(path: Path) -> NDArray[Any]:
@@ -61,23 +63,22 @@ def read_volume(path: Path) -> NDArray[Any]:
     """
     if path.name.lower().endswith(METAIMAGE_SUFFIX):
         return _read_metaimage(path)
-
-    def load() -> NDArray[Any]:
+    with _decoding(path):
         image = _nifti(path)
         _nifti_header(image, path)
-        voxels = np.asanyarray(image.dataobj)  # axes X, Y[, T]
+        voxels = np.asarray(image.dataobj)  # axes X, Y[, T]
         return np.ascontiguousarray(voxels.reshape(*voxels.shape[:2], -1).transpose(2, 1, 0))
 
-    return _guarded(path, load)
 
-
-def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """What nibabel raises about a damaged file becomes `UnreadableFile`."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     damaged = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, OverflowError)
     try:
-        return read()
+        yield
     except damaged as error:
         raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
 
@@ -154,7 +155,8 @@ def _read_metaimage(path: Path) -> NDArray[Any]:
         raise UnreadableFile(f"{str(source)!r}, the pixels of {path.name!r}, cannot be read: {error}") from error
     if len(content) != expected:
         raise UnreadableFile(
-            f"{str(source)!r} holds {'more' if len(content) > expected else len(content)} bytes, {expected} expected for "
+            f"{str(source)!r} holds {'more' if len(content) > expected else len(content)} bytes, {expected} expected "
+            "for "
             f"{header.shape} pixels of type {fields['ElementType']}; copy or download it again"
         )
     return np.frombuffer(content, kind).reshape(header.shape)

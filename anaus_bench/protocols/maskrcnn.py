@@ -112,7 +112,7 @@ def freeze_below(body: nn.Module, trainable_layers: int) -> None:
 
 
 def transfer_pyramid(encoder: Encoder, fpn: Any, with_bias: bool) -> None:
-    """Copies the encoder's laterals and smoothing by stride; what it has no counterpart of stays new, as P5 always.
+    """Copies the encoder's laterals of C2..C5 and smoothing of P2..P4; P5 has no counterpart and stays new.
 
     Raises:
         SettingsError: The encoder's trained pyramid does not reach stride 4.
@@ -124,10 +124,9 @@ def transfer_pyramid(encoder: Encoder, fpn: Any, with_bias: bool) -> None:
             "task.transfer='backbone+fpn' needs an encoder with a pyramid down to stride 4, found one whose finest "
             f"trained map has stride {encoder.finest_stride}; use task.transfer='backbone'"
         )
-    finest = 4 - len(encoder.pyramid.lateral)  # position of its finest stage among C2..C5
     pairs = [
-        *zip(encoder.pyramid.lateral, list(fpn.inner_blocks)[finest:], strict=True),
-        *zip(encoder.pyramid.smooth, list(fpn.layer_blocks)[finest:-1], strict=True),
+        *zip(encoder.pyramid.lateral, fpn.inner_blocks, strict=True),
+        *zip(encoder.pyramid.smooth, list(fpn.layer_blocks)[:-1], strict=True),
     ]
     for ours, theirs in pairs:
         state = ours.state_dict() if with_bias else {"weight": ours.weight}

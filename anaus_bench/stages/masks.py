@@ -1,10 +1,15 @@
-"""Builds the label maps of a corpus with a mask source."""
+"""Builds the label maps of a corpus with a mask source, and scores them."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import json
-from collections.abc import Mapping
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +17,45 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
-from anaus_bench.data.corpus import open_corpus
+from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batches
+from anaus_bench.mask_scores import Row, score_masks, stability, summarise
 from anaus_bench.registry import Registry
 
 BATCH = 16
+POOL_FROM = 200  # images from which starting worker processes pays
+
+STABILITY_IMAGES = 16
+
+Part = tuple[NDArray[np.uint8], list[Row]]
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
-    """Writes `label_maps.npy` (N, S, S) uint8, aligned with the corpus, and `regions.csv`, one row per image."""
+    """Writes `label_maps.npy` (N, S, S) uint8, aligned with the corpus, and `regions.csv`, one row of scores per image.
+
+    Finished batches survive a kill. The ground truth serves the scores only, unless the source is an oracle.
+    """
     corpus = open_corpus(inputs.folders["corpus"])
     source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
     if source.needs_truth and corpus.truth is None:
         raise MissingMask(f"mask source {source.name!r} needs ground truth; this corpus has no masks")
-    maps = open_memmap(ctx.out / "label_maps.npy", mode="w+", dtype=np.uint8, shape=corpus.images.shape)
-    regions, coverage = np.zeros(len(corpus), dtype=int), np.zeros(len(corpus))
-    with ctx.progress.track(f"{source.name} masks", len(corpus)) as tracker:
-        for part in batches(len(corpus), BATCH):
-            images = torch.tensor(corpus.images[part])[:, None].to(ctx.device)
-            truth = (
-                torch.tensor(corpus.truth[part]).to(ctx.device)
-                if source.needs_truth and corpus.truth is not None
-                else None
-            )
-            maps[part] = source.segment(images, truth).cpu().numpy()
-            regions[part] = maps[part].max(axis=(1, 2)) + 1
-            coverage[part] = (maps[part] > 0).mean(axis=(1, 2))
+    held = _Held(ctx.resume, corpus, ctx.checkpoint_seconds)
+    parts = list(batches(len(corpus), BATCH))[held.done :]
+    if source.per_image and not source.learned and len(corpus) >= POOL_FROM:
+        found = _in_processes(spec["masks"], registry.files, inputs.folders["corpus"], parts)
+    else:
+        found = (_segmented(source, corpus, part, ctx.device) for part in parts)
+    start = held.done * BATCH
+    with ctx.progress.track(f"{source.name} masks", len(corpus), done=start) as tracker:
+        for part, (maps, rows) in zip(parts, found, strict=True):
+            held.add(part, maps, rows)
             tracker.advance(part.stop, images=part.stop - part.start, waited=0.0)
-    with (ctx.out / "regions.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["sample_id", "regions", "coverage"])
-        table.writerows(zip((entry.sample_id for entry in corpus.entries), regions, coverage.round(4), strict=True))
-    return {
-        "images": len(corpus),
-        "mean_regions": round(float(regions.mean()), 3),
-        "single_region_images": int((regions == 1).sum()),
-        **source.describe(),
-    }
+    held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
+    scores = summarise(held.rows) | ({} if source.needs_truth else _stability(source, corpus, ctx.device))
+    return {"scores": scores, **source.describe()}
 
 
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
@@ -59,3 +64,82 @@ def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device
         structures = json.loads((fit / "structures.json").read_text())
         source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
     return source
+
+
+def _stability(source: MaskSource[Any], corpus: PackedCorpus, device: torch.device) -> Row:
+    """Means of `stability` over a few images, evenly over the corpus."""
+    chosen = np.unique(np.linspace(0, len(corpus) - 1, STABILITY_IMAGES).round().astype(int))
+
+    def segment(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return source.segment(torch.tensor(images)[:, None].to(device)).cpu().numpy()
+
+    rows = stability(segment, corpus.images[chosen], corpus.boxes()[chosen])
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+class _Held:
+    """Label maps and scores made so far, kept on disk between runs."""
+
+    def __init__(self, folder: Path, corpus: PackedCorpus, save_seconds: float) -> None:
+        self.maps_path, self.rows_path = folder / "label_maps.npy", folder / "rows.json"
+        self.rows: list[Row] = json.loads(self.rows_path.read_text()) if self.rows_path.exists() else []
+        mode = "r+" if self.rows else "w+"
+        self.maps = open_memmap(self.maps_path, mode=mode, dtype=np.uint8, shape=corpus.images.shape)
+        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Finished batches."""
+        return len(self.rows) // BATCH
+
+    def add(self, part: slice, maps: NDArray[np.uint8], rows: list[Row]) -> None:
+        self.maps[part] = maps
+        self.rows += rows
+        if len(self.rows) % BATCH == 0 and time.monotonic() - self.saved_at >= self.save_seconds:
+            self.maps.flush()  # the maps first: a row says that its map is there
+            partial = self.rows_path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.rows))
+            os.replace(partial, self.rows_path)
+            self.saved_at = time.monotonic()
+
+    def publish(self, out: Path, sample_ids: Sequence[str]) -> None:
+        self.maps.flush()
+        os.replace(self.maps_path, out / "label_maps.npy")
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with (out / "regions.csv").open("w", newline="") as stream:
+            table = csv.DictWriter(stream, ["sample_id", *names])
+            table.writeheader()
+            table.writerows({"sample_id": name, **row} for name, row in zip(sample_ids, self.rows, strict=True))
+
+
+def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, device: torch.device) -> Part:
+    """Label maps of a slice of the corpus and their scores."""
+    images = torch.tensor(corpus.images[part])[:, None].to(device)
+    given = None
+    if source.needs_truth and corpus.truth is not None:
+        given = torch.tensor(corpus.truth[part]).to(device)
+    maps: NDArray[np.uint8] = source.segment(images, given).cpu().numpy()
+    truth = corpus.truth[part] if corpus.truth is not None else None
+    return maps, score_masks(maps, truth, corpus.boxes()[part])
+
+
+def _in_processes(
+    spec: Mapping[str, Any], files: Sequence[Path], corpus: Path, parts: Sequence[slice]
+) -> Iterator[Part]:
+    """The same, slice by slice in order, one process per core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work = functools.partial(_work, json.dumps(spec), tuple(files), corpus)
+    with ProcessPoolExecutor(max(1, min(cores, len(parts))), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, parts)
+
+
+def _work(spec: str, files: tuple[Path, ...], corpus: Path, part: slice) -> Part:
+    source, packed = _opened(spec, files, corpus)
+    return _segmented(source, packed, part, torch.device("cpu"))
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(spec: str, files: tuple[Path, ...], corpus: Path) -> tuple[MaskSource[Any], PackedCorpus]:
+    """Once per worker process, which uses one thread."""
+    torch.set_num_threads(1)
+    return Registry(files).build(json.loads(spec)), open_corpus(corpus)

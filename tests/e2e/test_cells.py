@@ -125,8 +125,8 @@ def test_data_and_masks_commands(command: Command) -> None:
     packed = command("data", "prepare", "phantom", "--preset", "tiny", "--json").data
     assert packed["images"] == 24
     built = command("masks", "build", "--masks", "kmeans", "--corpus", "phantom", "--preset", "tiny", "--json").data
-    assert built["images"] == 24
-    assert built["mean_regions"] > 1
+    assert built["scores"]["images"] == 24
+    assert built["scores"]["regions"] > 1
     sheet = command(
         "masks",
         "preview",
@@ -145,6 +145,23 @@ def test_data_and_masks_commands(command: Command) -> None:
     )
     assert sheet.code == 0, sheet.err
     assert Image.open("sheet.png").size[1] > 300
+    scored = command(
+        "masks",
+        "score",
+        "--masks",
+        "kmeans",
+        "--masks",
+        "groundtruth",
+        "--corpus",
+        "phantom",
+        "--preset",
+        "tiny",
+        "-o",
+        "scores.png",
+    )
+    assert scored.code == 0, scored.err
+    assert "mask scores [phantom]" in scored.out
+    assert Image.open("scores.png").size[0] > 300
 
 
 def test_phantoms_given_as_a_folder_keep_their_mark(command: Command, tmp_path: Path) -> None:

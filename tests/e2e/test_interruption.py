@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 def wait_for(pattern: str, store: Path, process: subprocess.Popen[str]) -> None:
     """Waits until a running stage has begun."""
-    for _ in range(600):
+    for _ in range(2400):
         if list(store.glob(pattern)):
             return
         assert process.poll() is None, process.communicate()[1]
@@ -41,10 +42,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     command: Command, start: Start, tmp_path: Path, kind: str, stop: signal.Signals
 ) -> None:
     assert command(*CELL, "--store", "whole").code == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    for later in ("pretrain", "finetune", "score", "panel"):
+        shutil.rmtree(tmp_path / "stopped" / later)
     process = start(*CELL, "--store", "stopped", "--set", "executor.checkpoint_seconds=0")
     wait_for(f"{kind}/.*/resume/*.pt", tmp_path / "stopped", process)
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
 
     if stop == signal.SIGINT:
         assert process.returncode == 130

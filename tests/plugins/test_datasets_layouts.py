@@ -424,7 +424,7 @@ def test_camus_contradictions_are_refused(root: Spoil) -> None:
         (text.replace("NbFrame: 4", "NbFrame: 5"), CountMismatch, r"4 frames, Info_2CH\.cfg says 5"),
         (text.replace("ES: ", "ES: 9"), CountMismatch, "expected 1 to 4"),
         (text.replace("ED: ", "ED: one"), LayoutError, "no number for ED"),
-        ("", LayoutError, "no number for ED"),
+        ("", UnreadableFile, "0 bytes"),
     ):
         info.write_text(changed)
         refused("camus", folder, error, match)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from anaus_bench.config import resolve
 from anaus_bench.errors import SettingsError, WeightsError
-from anaus_plugins.mask_sources.sam import SAM, SAM_VIT_B, SAMSettings, _load, _tiny_sam
+from anaus_bench.weights import SAM_VIT_B
+from anaus_plugins.mask_sources.sam import SAM, SAMSettings, _load, _tiny_sam
 
 
 def tiny(**values: Any) -> SAM:

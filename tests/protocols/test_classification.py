@@ -53,7 +53,7 @@ def shade_fold(train: int = 16, test: int = 6) -> Fold:
 def make_encoder(arch: str = "resnet18") -> Encoder:
     torch.manual_seed(0)
     encoder = Encoder(arch)
-    encoder.card = EncoderCard(arch, False, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "random", "random")
+    encoder.card = EncoderCard(arch, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "random", "random")
     return encoder
 
 

@@ -44,7 +44,8 @@ class Butterfly(Dataset[Settings]):
     licence = "none stated; the authors of POCUS say that it may not be redistributed"
     url = "https://github.com/983632847/USCL"
     how_to_get = (
-        "Take the Butterfly frames from the link in the README of https://github.com/983632847/USCL, or the videos of the "
+        "Take the Butterfly frames from the link in the README of https://github.com/983632847/USCL, or the videos of "
+        "the "
         "COVID-19 gallery of Butterfly Network; the root is the folder that holds one folder (or video) for each clip."
     )
     expected_count = 1533
@@ -114,7 +115,8 @@ class Butterfly(Dataset[Settings]):
             frames = [(file.path, file.path) for file in files]
         if len(frames) < LEAST_FRAMES:
             raise CountMismatch(
-                f"the clip {clip!r} has {len(frames)} frame, at least {LEAST_FRAMES} are needed; copy it again or remove it"
+                f"the clip {clip!r} has {len(frames)} frame, at least {LEAST_FRAMES} are needed; copy it again or "
+                "remove it"
             )
         return [
             Sample(sample_id, clip, path, label=label, video_id=clip, frame_index=number)
@@ -129,7 +131,8 @@ class Butterfly(Dataset[Settings]):
         unknown = [clip for clip, label in clips.items() if label is None]
         if unknown:
             warnings.append(
-                f"{self.name}: {len(unknown)} clips begin with neither Cov nor Reg and have no class: {first_names(unknown)}"
+                f"{self.name}: {len(unknown)} clips begin with neither Cov nor Reg and have no class: "
+                f"{first_names(unknown)}"
             )
         return tuple(warnings)
 

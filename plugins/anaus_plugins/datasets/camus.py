@@ -75,7 +75,7 @@ class _View:
 
 
 class CAMUS(Dataset[Settings]):
-    """Frames of `patientNNNN/patientNNNN_{2CH,4CH}_half_sequence.nii.gz`; folds keep both views of a patient together."""
+    """Frames of `patientNNNN/patientNNNN_{2CH,4CH}_half_sequence.nii.gz`; both views of a patient are one group."""
 
     name = "camus"
     title = "CAMUS echocardiography"
@@ -105,6 +105,7 @@ class CAMUS(Dataset[Settings]):
             MissingMask, OrphanMask: A view lacks one of its files.
             CountMismatch, SizeMismatch, UnreadableFile: Headers, masks and cfg contradict each other.
         """
+        self._open = None
         check_root(self, root)
         self._refuse_repacked(root)
         base = locate(
@@ -116,12 +117,13 @@ class CAMUS(Dataset[Settings]):
         )
         volumes = list_files(self, base, base, (*NIFTI_SUFFIXES, ".mhd"))
         others = list_files(self, base, base, (".cfg", ".raw", ".zraw", SUBGROUPS))
-        parts = self._parts(base, volumes)
         older = any(file.path.endswith(".mhd") for file in volumes)
         if older and not all(file.path.endswith(".mhd") for file in volumes):
             raise WrongVersion(
-                f"{self.name}: {str(base)!r} mixes the NIfTI and the MetaImage edition; keep them in folders of their own"
+                f"{self.name}: {str(base)!r} mixes the NIfTI and the MetaImage edition; keep them in folders of their "
+                "own"
             )
+        parts = self._parts(base, volumes)
         warnings: list[str] = []
         samples = self._older(base, parts, warnings) if older else self._sequences(base, parts)
         phantom = is_phantom(root, base, base.parent)
@@ -169,7 +171,8 @@ class CAMUS(Dataset[Settings]):
             return [fold_of[sample.patient_id or ""] for sample in index.samples]
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise LayoutError(
-                f"{self.name}: {str(path)!r} does not give every patient a sub-group ({error}); copy it again or remove it"
+                f"{self.name}: {str(path)!r} does not give every patient a sub-group ({error}); copy it again or "
+                "remove it"
             ) from error
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
@@ -232,7 +235,8 @@ class CAMUS(Dataset[Settings]):
                 shape, marked = (volume_header(base / file.path).shape for file in (image, mask))
             if shape != marked:
                 raise SizeMismatch(
-                    f"{self.name}: {image.path!r} in {str(base)!r} has the shape {shape}, its mask {marked} (frames, height, "
+                    f"{self.name}: {image.path!r} in {str(base)!r} has the shape {shape}, its mask {marked} (frames, "
+                    "height, "
                     "width); both must be of one shape"
                 )
             if shape[0] != info.frames:
@@ -290,7 +294,8 @@ class CAMUS(Dataset[Settings]):
     ) -> None:
         """Both views of every patient with all files."""
         patients = dict.fromkeys(patient for patient, _ in parts)
-        missing, orphans = [], []
+        missing: list[str] = []
+        orphans: list[str] = []
         for patient in patients:
             for view in VIEWS:
                 files = parts.get((patient, view), {})
@@ -329,7 +334,8 @@ class CAMUS(Dataset[Settings]):
             ) from error
         if not (1 <= diastole <= frames and 1 <= systole <= frames):
             raise CountMismatch(
-                f"{self.name}: {str(path)!r} says ED {diastole} and ES {systole} of {frames} frames; expected 1 to {frames}"
+                f"{self.name}: {str(path)!r} says ED {diastole} and ES {systole} of {frames} frames; expected 1 to "
+                f"{frames}"
             )
         return _View(patient, view, frames, diastole - 1, systole - 1)
 
@@ -349,7 +355,8 @@ class CAMUS(Dataset[Settings]):
         if not known.all():
             odd = np.unique(masks[~known])[:5].tolist()
             raise BadMaskValues(f"{path!r} holds the values {odd}; expected 0 to {len(self.structures)}")
-        return masks.astype(np.uint8)
+        labels: NDArray[np.uint8] = masks.astype(np.uint8)
+        return labels
 
 
 def _has_patients(folder: Path) -> bool:
@@ -365,7 +372,8 @@ def _gray(images: NDArray[Any], path: str) -> NDArray[np.uint8]:
         raise UnreadableFile(
             f"{path!r} holds values from {images.min()} to {images.max()}; expected gray levels 0 to 255"
         )
-    return np.rint(images).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(images).astype(np.uint8)
+    return levels
 
 
 def _write_view(folder: Path, clip: Clip) -> None:
@@ -392,7 +400,8 @@ def _write_nifti(path: Path, stack: NDArray[np.uint8], spacing: tuple[float, flo
 
     import nibabel
 
-    image = nibabel.Nifti1Image(np.ascontiguousarray(stack.T), np.diag([spacing[1], spacing[0], 1.0, 1.0]))
+    nifti: Any = nibabel.Nifti1Image
+    image = nifti(np.ascontiguousarray(stack.T), np.diag([spacing[1], spacing[0], 1.0, 1.0]))
     image.header.set_zooms((spacing[1], spacing[0]) + (1.0,) * (stack.ndim - 2))
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
 

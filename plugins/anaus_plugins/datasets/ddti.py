@@ -56,7 +56,8 @@ class DDTI(Dataset[Settings]):
     url = "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation"
     how_to_get = (
         "Take the thyroid data set from the link in the README of "
-        "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation, unpack it and the DDTI.zip inside; the root "
+        "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation, unpack it and the DDTI.zip inside; "
+        "the root "
         "is the folder that holds image/ and mask/, or the one above it."
     )
     expected_count = 637
@@ -106,7 +107,7 @@ class DDTI(Dataset[Settings]):
             return Picture(image, filled)
 
     def groups(self, index: Index) -> tuple[str, ...]:
-        """The case where it is known, else the first sample of each image's near-duplicates (at most 40 of 256 bits)."""
+        """The case where it is known, else the first sample of each image's near-duplicates (40 of 256 bits)."""
         from anaus_bench.data.near_duplicates import duplicate_groups
 
         if all(sample.patient_id is not None for sample in index.samples):
@@ -190,7 +191,10 @@ def _number(path: str) -> str:
 
 
 def _read_polygons(path: Path) -> dict[str, list[Polygon]]:
-    """The polygons of each image of a case: JSON text `[{"points": [{"x": 1, "y": 2}, ...]}, ...]` in `<svg>`, for each `<image>`.
+    """The polygons of each image of a case.
+
+    Each `<mark>` holds the number of an `<image>` and, in `<svg>`, JSON text such as
+    `[{"points": [{"x": 1, "y": 2}, ...]}, ...]`.
 
     Raises:
         UnreadableFile: Not XML, too large, with entities, or polygons that are not as above.

@@ -67,7 +67,8 @@ class HMCQUSettings(Settings):
 
     resolution: Literal["masks", "videos"] = Field(
         "masks",
-        description="masks: frames are resized to the masks' 224 x 224 pixels (the aspect ratio is lost); videos: masks are "
+        description="masks: frames are resized to the masks' 224 x 224 pixels (the aspect ratio is lost); videos: "
+        "masks are "
         "resized to the frames (nearest neighbour). Distances in pixels compare only at one of them.",
     )
 
@@ -81,7 +82,7 @@ class _Cycle:
 
 
 class HMCQU(Dataset[HMCQUSettings]):
-    """Frames of `HMC-QU/A4C/<ECHO>.avi` with `LV Ground-truth Segmentation Masks/Mask_<ECHO>.mat`; a video is a group."""
+    """Frames of `HMC-QU/A4C/<ECHO>.avi` with the masks of `Mask_<ECHO>.mat`; a video is a group."""
 
     name = "hmcqu"
     settings_class = HMCQUSettings
@@ -90,7 +91,8 @@ class HMCQU(Dataset[HMCQUSettings]):
     licence = "not stated"
     url = "https://www.kaggle.com/datasets/aysendegerli/hmcqu-dataset"
     how_to_get = (
-        "Download https://www.kaggle.com/datasets/aysendegerli/hmcqu-dataset and unpack all of it; the root is the folder "
+        "Download https://www.kaggle.com/datasets/aysendegerli/hmcqu-dataset and unpack all of it; the root is the "
+        "folder "
         f"that holds HMC-QU/, {TABLE} and '{MASKS}'."
     )
     expected_count = 2349
@@ -115,6 +117,7 @@ class HMCQU(Dataset[HMCQUSettings]):
             CountMismatch: Table, video and mask differ in their numbers of frames.
             UnreadableFile: The table, a video or a mask cannot be read.
         """
+        self._masks = None
         check_root(self, root)
         self._refuse_older(root)
         base = locate(self, root, (), lambda folder: (folder / VIDEOS).is_dir(), f"the folder {VIDEOS}")
@@ -129,7 +132,8 @@ class HMCQU(Dataset[HMCQUSettings]):
         check_unique(self, base, [*videos, *masks])
         if not tables:
             raise LayoutError(
-                f"{self.name}: {TABLE!r} is missing in {str(base)!r}; it says which frames are annotated; {self.how_to_get}"
+                f"{self.name}: {TABLE!r} is missing in {str(base)!r}; it says which frames are annotated; "
+                f"{self.how_to_get}"
             )
         cycles = self._cycles(base)
         video_of = {file.stem: file for file in videos}
@@ -208,7 +212,8 @@ class HMCQU(Dataset[HMCQUSettings]):
         older = [name for name in ("HMC-QU Echos", "HMC_QU.xlsx") if (root / name).exists()]
         if older:
             raise WrongVersion(
-                f"{self.name}: {str(root)!r} holds {first_names(older)}, the first edition, of one view; needed: the edition "
+                f"{self.name}: {str(root)!r} holds {first_names(older)}, the first edition, of one view; needed: the "
+                "edition "
                 f"with {VIDEOS}/ and {TABLE}; {self.how_to_get}"
             )
 
@@ -262,13 +267,15 @@ class HMCQU(Dataset[HMCQUSettings]):
         missing = [echo for echo in cycles if echo not in mask_of]
         if missing:
             raise MissingMask(
-                f"{self.name}: {len(cycles) - len(missing)} of {len(cycles)} masks found in {str(base / MASKS)!r}; none for "
+                f"{self.name}: {len(cycles) - len(missing)} of {len(cycles)} masks found in {str(base / MASKS)!r}; "
+                "none for "
                 f"{first_names(missing)}; {self.how_to_get}"
             )
         orphans = [file.path for echo, file in mask_of.items() if echo not in cycles or echo not in video_of]
         if orphans:
             raise OrphanMask(
-                f"{self.name}: {len(orphans)} masks without a video in {VIDEOS}/ or a tick in {TABLE} in {str(base)!r}: "
+                f"{self.name}: {len(orphans)} masks without a video in {VIDEOS}/ or a tick in {TABLE} in "
+                f"{str(base)!r}: "
                 f"{first_names(orphans)}; add the videos or remove the masks"
             )
 
@@ -280,12 +287,14 @@ class HMCQU(Dataset[HMCQUSettings]):
         count = cycle.last - cycle.first + 1
         if cycle.last >= found:
             raise CountMismatch(
-                f"{self.name}: {video.path!r} in {str(base)!r} has {found} frames, {TABLE} says that its cycle ends with "
+                f"{self.name}: {video.path!r} in {str(base)!r} has {found} frames, {TABLE} says that its cycle ends "
+                "with "
                 f"frame {cycle.last + 1}; copy both again"
             )
         if shape[0] != count:
             raise CountMismatch(
-                f"{self.name}: {mask.path!r} in {str(base)!r} has {shape[0]} frames, {TABLE} says {count}; copy both again"
+                f"{self.name}: {mask.path!r} in {str(base)!r} has {shape[0]} frames, {TABLE} says {count}; copy both "
+                "again"
             )
         return range(cycle.first, cycle.last + 1)
 
@@ -327,9 +336,10 @@ def _mask_shape(path: Path) -> tuple[int, ...]:
 
     with path.open("rb") as file:
         head = file.read(128)
-    if head.startswith(b"MATLAB 7.3") or head.startswith(b"\x89HDF"):
+    if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
         raise WrongVersion(
-            f"{str(path)!r} is a MATLAB 7.3 file (HDF5); needed: version 5, as published: save it with '-v7' or download it "
+            f"{str(path)!r} is a MATLAB 7.3 file (HDF5); needed: version 5, as published: save it with '-v7' or "
+            "download it "
             "again"
         )
     try:

@@ -61,7 +61,8 @@ class POCUSSettings(Settings):
     max_frames: int = Field(30, description="At most this many frames of a video, from its start. Unit: frames.", ge=1)
     exclude_overlap: bool = Field(
         False,
-        description="Leave out the clips of the Butterfly gallery (Cov-Butterfly-..., Reg-Butterfly-...), which the corpus "
+        description="Leave out the clips of the Butterfly gallery (Cov-Butterfly-..., Reg-Butterfly-...), which the "
+        "corpus "
         "butterfly holds as well.",
     )
 
@@ -99,6 +100,7 @@ class POCUS(Dataset[POCUSSettings]):
             WrongVersion: A pickle that holds more than arrays.
             CountMismatch, UnreadableFile: Images and labels of a pickle differ in number; a damaged file.
         """
+        self._fold = None
         base = locate(
             self,
             root,
@@ -215,7 +217,8 @@ class POCUS(Dataset[POCUSSettings]):
             reader = csv.DictReader(file)
             if not {"Filename", "Patient ID / Name"} <= set(reader.fieldnames or ()):
                 raise LayoutError(
-                    f"{self.name}: {str(path)!r} has no columns 'Filename' and 'Patient ID / Name'; use the official file"
+                    f"{self.name}: {str(path)!r} has no columns 'Filename' and 'Patient ID / Name'; use the official "
+                    "file"
                 )
             rows = [
                 ((row["Filename"] or "").strip().lower(), (row["Patient ID / Name"] or "").strip()) for row in reader
@@ -224,11 +227,9 @@ class POCUS(Dataset[POCUSSettings]):
 
     def _samples(self, base: Path, file: File, patients: dict[str, str]) -> Iterator[Sample]:
         patient = patients.get(file.stem.lower(), patients.get(file.name.lower()))
-        examination = SET.search(file.stem)
-        if examination:
+        group = f"patient {patient}" if patient else file.path
+        if examination := SET.search(file.stem):
             group = examination[0].lower()
-        else:
-            group = f"patient {patient}" if patient else file.path
         label = LABELS[_prefix(file)]
         if not is_video(file.path):
             yield Sample(file.path, group, file.path, label=label, patient_id=patient)
@@ -254,7 +255,8 @@ class POCUS(Dataset[POCUSSettings]):
         ]
         if len(files) != FOLDS:
             raise LayoutError(
-                f"{self.name}: {len(files)} of {FOLDS} pickles in {str(base)!r}: {first_names([file.path for file in files])}; "
+                f"{self.name}: {len(files)} of {FOLDS} pickles in {str(base)!r}: "
+                f"{first_names([file.path for file in files])}; "
                 f"expected covid_data1.pkl to covid_data5.pkl; {self.how_to_get}"
             )
         samples = []
@@ -293,9 +295,9 @@ class POCUS(Dataset[POCUSSettings]):
             raise UnreadableFile(
                 f"{str(path)!r}: image {row} has values from {image.min()} to {image.max()}; expected 0 to 255"
             )
-        levels = np.rint(image).astype(np.uint8)
+        levels: NDArray[np.uint8] = np.rint(image).astype(np.uint8)
         if len(levels) == 1:
-            return levels[0]
+            return np.ascontiguousarray(levels[0])
         return np.array(Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0))).convert("L"), dtype=np.uint8)
 
 

@@ -26,6 +26,7 @@ from anaus_bench.data.layout import (
     is_phantom,
     list_files,
     list_pairs,
+    naming,
     start_phantoms,
 )
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, WrongVersion
@@ -60,7 +61,8 @@ class TN3K(Dataset[TN3KSettings]):
     url = "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation"
     how_to_get = (
         "Take the thyroid data set from the link in the README of "
-        "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation and unpack it (all .rar volumes); the root "
+        "https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation and unpack it (all .rar volumes); the "
+        "root "
         "is the folder tn3k or the one that holds it."
     )
     expected_count = 3493
@@ -137,17 +139,19 @@ class TN3K(Dataset[TN3KSettings]):
         if sorted(dealt) != list(range(len(trainval))):
             raise CountMismatch(
                 f"{self.name}: the fold lists in {str(index.root)!r} deal out {len(dealt)} positions "
-                f"({len(set(dealt))} different ones), but there are {len(trainval)} trainval images; use the whole data set, "
+                f"({len(set(dealt))} different ones), but there are {len(trainval)} trainval images; use the whole "
+                "data set, "
                 f"or --set data.{self.name}.protocol=cv_all"
             )
         return folds
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
-        """`count` patients, one in three malignant, as JPEG of quality 75 to 95 with different borders cut off."""
+        """`count` patients (at least two), one in three malignant, as JPEG of quality 75 to 95 and different sizes."""
         from anaus_bench.simulator.phantoms import clips
 
         start_phantoms(self, root, size, seed)
-        tested = max(1, round(TESTED * count)) if count > 1 else 0
+        count = max(count, 2)
+        tested = max(1, round(TESTED * count))
         numbers = [*range(count - tested), *range(tested)]
         kinds = ["malignant" if patient % 3 == 2 else "benign" for patient in range(count)]
         tables: dict[str, list[str]] = {part: [] for part in PARTS}
@@ -189,12 +193,14 @@ class TN3K(Dataset[TN3KSettings]):
     def _refuse_resized(self, base: Path, images: list[File]) -> None:
         """The original's images differ in size; copies made for a network are all one square."""
         looked_at = images[:: max(1, len(images) // LOOKED_AT)][:LOOKED_AT]
-        sizes = {image_size(base / file.path) for file in looked_at}
+        with naming(self, base):
+            sizes = {image_size(base / file.path) for file in looked_at}
         if len(looked_at) >= LOOKED_AT // 2 and len(sizes) == 1:
             (width, height) = sizes.pop()
             if width == height:
                 raise WrongVersion(
-                    f"{self.name}: all images in {str(base)!r} have {width} x {height} pixels, a resized copy; needed: the "
+                    f"{self.name}: all images in {str(base)!r} have {width} x {height} pixels, a resized copy; "
+                    "needed: the "
                     f"original, whose sizes differ (mean 412 x 337); {self.how_to_get}"
                 )
 
@@ -205,7 +211,8 @@ class TN3K(Dataset[TN3KSettings]):
             return [int(position) for position in positions]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LayoutError(
-                f"{self.name}: {str(path)!r} cannot be read as a list of positions ({error}); copy it again, or take other "
+                f"{self.name}: {str(path)!r} cannot be read as a list of positions ({error}); copy it again, or take "
+                "other "
                 f"folds with --set data.{self.name}.protocol=cv_all"
             ) from error
 

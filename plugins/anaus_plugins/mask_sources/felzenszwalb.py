@@ -36,6 +36,7 @@ class Felzenszwalb(MaskSource[FelzenszwalbSettings]):
     """Greedy merging of a pixel graph; ids by decreasing area, black margins are one region."""
 
     name = "felzenszwalb"
+    per_image = True
     settings_class = FelzenszwalbSettings
     reference = (
         "Felzenszwalb and Huttenlocher, Efficient graph-based image segmentation, IJCV 2004, "

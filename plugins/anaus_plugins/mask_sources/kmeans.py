@@ -51,6 +51,7 @@ class KMeans(MaskSource[KMeansSettings]):
     """Partitions the image: no background, regions need not be connected."""
 
     name = "kmeans"
+    per_image = True
     settings_class = KMeansSettings
     reference = "R2O: Gokul et al. 2022, arXiv:2212.09078; SLIC: Achanta et al. 2012, doi:10.1109/TPAMI.2012.120"
 

@@ -49,6 +49,7 @@ class MCG(MaskSource[MCGSettings]):
     """A partition: ids by decreasing area, black margins are one region beside those of the cut."""
 
     name = "mcg"
+    per_image = True
     settings_class = MCGSettings
     reference = (
         "Pont-Tuset et al., Multiscale combinatorial grouping for image segmentation and object proposal generation, "

@@ -19,19 +19,13 @@ from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import torch
-from anaus_bench.weights import PublishedWeights, load_weights, weights_identity
+from anaus_bench.weights import SAM_VIT_B, load_weights, weights_identity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from segment_anything import SamAutomaticMaskGenerator
     from segment_anything.modeling import Sam
     from torch import Tensor
-
-SAM_VIT_B = PublishedWeights(
-    "SAM ViT-B",
-    "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
-    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-)
 
 
 class SAMSettings(Settings):

@@ -33,6 +33,7 @@ class SLIC(MaskSource[SLICSettings]):
     """K-means of position and grey level with local search; connected superpixels, black margins are one region."""
 
     name = "slic"
+    per_image = True
     settings_class = SLICSettings
     reference = (
         "Achanta et al., SLIC superpixels compared to state-of-the-art superpixel methods, TPAMI 2012, "

@@ -12,19 +12,13 @@ import numpy as np
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.weights import PublishedWeights, load_weights, weights_identity
+from anaus_bench.weights import SAM_VIT_B, load_weights, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from anaus_bench.data.corpus import PackedCorpus
-
-SAM = PublishedWeights(
-    "SAM ViT-B",
-    "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
-    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-)
 
 
 class LPSAM(MaskSource[LPSAMSettings]):
@@ -39,7 +33,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
         """Digest of the SAM weights it starts from."""
         if self.settings.weights == "random":
             return {}
-        return {"weights": weights_identity(self.settings.weights, SAM)}
+        return {"weights": weights_identity(self.settings.weights, SAM_VIT_B)}
 
     def describe(self) -> dict[str, str]:
         """Says a random start aloud."""
@@ -66,7 +60,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
         for remark in self.describe().values():
             ctx.progress.note(f"lpsam: {remark}")
         if self.settings.weights != "random":
-            load_sam(net, load_weights(self.settings.weights, SAM), self.settings.weights)
+            load_sam(net, load_weights(self.settings.weights, SAM_VIT_B), self.settings.weights)
         fit_network(net, pairs, self.settings, ctx)
         return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
