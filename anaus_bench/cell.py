@@ -15,6 +15,9 @@ class CorpusSettings(Settings):
     """How a corpus is packed."""
 
     size: int = Field(256, ge=16, le=1024, description="Side of the packed images in pixels; views are cut from them.")
+    overlap: Literal["refuse", "exclude", "allow"] = Field(
+        "refuse", description="What to do with corpus images that stand in the task's data (same clip, near-duplicate)."
+    )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"demo": {"size": 128}, "tiny": {"size": 64}}
 
@@ -81,6 +84,10 @@ CORE_SETTINGS: Mapping[str, type[Settings]] = {
 }
 
 
+# The paper's short names.
+CORPORA = {"bf": "butterfly", "cm": "camus"}
+
+
 @dataclass(frozen=True)
 class Cell:
     """What a user asks for.
@@ -111,6 +118,6 @@ class Cell:
         return self.preset in ("demo", "tiny")
 
     def corpus_names(self) -> list[str]:
-        """Names of the corpus's data sets; the paper's corpus is Butterfly + CAMUS."""
-        corpus = self.corpus or ("phantom" if self.on_phantoms else "butterfly+camus")
-        return [name.strip() for name in corpus.split("+")]
+        """Names of the corpus's data sets; the paper's corpus is `bf+cm`."""
+        corpus = self.corpus or ("phantom" if self.on_phantoms else "bf+cm")
+        return [CORPORA.get(name.strip(), name.strip()) for name in corpus.split("+")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -77,7 +78,7 @@ def run(
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Finished stages are not run again."""
+    """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Only what is missing is run."""
     registry = Registry(plugin or ())
     cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
     plan = make_plan(cell, registry, parse_roots(data_root))
@@ -365,9 +366,108 @@ def data_prepare(
     from anaus_bench.plan import corpus_stage
 
     registry = Registry(plugin or ())
-    cell = Cell("", "", preset=preset, overrides=parse_overrides(settings or ()))
-    stage = corpus_stage(names.split("+"), cell, registry, parse_roots(data_root))
+    cell = Cell("", "", corpus=names, preset=preset, overrides=parse_overrides(settings or ()))
+    stage = corpus_stage(cell, registry, parse_roots(data_root))
     _run_stage(stage, registry, Store(store), "cpu", as_json)
+
+
+@data_app.command("folds")
+def data_folds(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("folds.json"),
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds.")] = 5,
+    seed: Seed = 0,
+    data_root: DataRoot = None,
+    plugin: PluginFiles = None,
+) -> None:
+    """Write the folds of a data set: the published ones where they exist, else grouped and stratified."""
+    from anaus_bench.plan import find_data
+    from anaus_bench.stages.folds import deal
+
+    dataset = _dataset(Registry(plugin or ()), name)
+    index = find_data(dataset, parse_roots(data_root))
+    content = deal(dataset, index, index.samples, folds, seed)
+    output.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+    rows = list(content["samples"].values())
+    grid = _grid(f"{name}: {content['protocol']} folds", ("fold", "images", "groups", *(dataset.classes or ())))
+    for fold in sorted({row["fold"] for row in rows}):
+        inside = [row for row in rows if row["fold"] == fold]
+        classes = (str(sum(row["label"] == label for row in inside)) for label in range(len(dataset.classes)))
+        groups = str(len({row["group"] for row in inside}))
+        grid.add_row("fixed test" if fold < 0 else str(fold + 1), str(len(inside)), groups, *classes)
+    Console().print(grid)
+    for warning in content["warnings"]:
+        Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+
+
+@data_app.command("audit")
+def data_audit(
+    names: Annotated[
+        list[str], typer.Argument(help="Data sets; each with --test is compared with each of the others.")
+    ],
+    test: Annotated[list[str] | None, typer.Option(help="Which of them are tested on; repeatable.")] = None,
+    data_root: DataRoot = None,
+    plugin: PluginFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find leaks: near-duplicates inside data sets (classes, groups), and between a corpus and a test set."""
+    from anaus_bench.data.audit import audit, part_of
+    from anaus_bench.data.near_duplicates import image_hashes
+    from anaus_bench.plan import find_data
+
+    check_known("data set", test or (), names)
+    registry, roots = Registry(plugin or ()), parse_roots(data_root)
+    parts = {}
+    for name in names:
+        dataset = _dataset(registry, name)
+        index = find_data(dataset, roots)
+        parts[name] = part_of(index, image_hashes(dataset, index), dataset.groups(index))
+    found = audit(parts, test or ())
+    if as_json:
+        _print_json(found)
+        return
+    out = Console()
+    for name, part in found["parts"].items():
+        text = (
+            f"{name}: {part['images']} images, {part['near_duplicate_images']} of them in "
+            f"{part['near_duplicate_groups']} groups of near-duplicates "
+            f"(at most {found['distance']} of {found['bits']} bits)"
+        )
+        out.print(text, highlight=False, soft_wrap=True)
+        for what in ("across_classes", "across_groups"):
+            _print_near(out, what.replace("_", " "), part[what])
+    for pair, between in found["between"].items():
+        corpus, tested = pair.split("|")
+        text = f"{corpus} holds {between['images']} images of {tested} ({100 * between['share']:.1f} %)"
+        out.print(text, highlight=False, soft_wrap=True)
+        for ours, theirs, bits in between["examples"]:
+            out.print(f"  {ours} ~ {theirs} ({bits} bits)", highlight=False, markup=False, soft_wrap=True)
+        for ours, theirs in between["clips"]:
+            out.print(f"  clip {ours} = {theirs}", highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("demo")
+def data_demo(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, which must not exist yet.")],
+    count: Annotated[int, typer.Option(min=4, help="About how many images.")] = 60,
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side in pixels.")] = 256,
+    seed: Seed = 0,
+    plugin: PluginFiles = None,
+) -> None:
+    """Generate phantoms in a data set's official layout, marked as such, to try a cell without the data."""
+    dataset = _dataset(Registry(plugin or ()), name)
+    if output.exists():
+        raise SettingsError(f"{str(output)!r} exists; give --output a folder that does not")
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    dataset.write_phantoms(partial, count, size, seed)
+    partial.rename(output)
+    images = len(dataset.scan(output).samples)
+    text = f"wrote {images} generated images to {output}; use them with --data-root {name}={output}"
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 @masks_app.command("build")
@@ -388,7 +488,7 @@ def masks_build(
 
     registry = Registry(plugin or ())
     cell = Cell("", "", masks, corpus, seed=seed, preset=preset, overrides=parse_overrides(settings or ()))
-    stage = masks_stage(masks, corpus, cell, registry, parse_roots(data_root))
+    stage = masks_stage(cell, registry, parse_roots(data_root))
     _run_stage(stage, registry, Store(store), device, as_json)
 
 
@@ -523,7 +623,7 @@ def _build_masks(
     stages = {}
     for name in names:
         cell = Cell("", "", name, corpus, seed=seed, preset=preset, overrides=overrides)
-        stages[name] = masks_stage(name, corpus, cell, registry, roots)
+        stages[name] = masks_stage(cell, registry, roots)
         _execute(pending([stages[name]], store), registry, store, "local", device, say, quiet, None)
     return stages
 
@@ -585,6 +685,14 @@ def _dataset(registry: Registry, name: str) -> Any:
 
 def _first_line(cls: type) -> str:
     return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+def _print_near(out: Console, what: str, found: Any) -> None:
+    """Near-duplicates across something, with their first examples."""
+    out.print(f"  {what}: {found['pairs']} pairs, {found['images']} images", highlight=False)
+    for first, second, here, there, bits in found["examples"]:
+        text = f"    {first} ({here}) ~ {second} ({there}), {bits} bits"
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _settings_rows(cls: Any, values: Any, section: str) -> Any:

@@ -48,7 +48,7 @@ class Plugin(Generic[S]):
         self.settings = settings
 
     def identity(self) -> dict[str, str]:
-        """What shapes the results but does not stand in the settings, such as the digest of a weights file; enters keys."""
+        """What shapes results beside the settings, such as the digest of a weights file; enters the keys."""
         return {}
 
     def describe(self) -> dict[str, str]:
@@ -150,6 +150,10 @@ class Dataset(Plugin[S]):
     def groups(self, index: Index) -> tuple[str, ...]:
         """Group of each sample; override where it needs the pixels (near-duplicate groups)."""
         return tuple(sample.group_id for sample in index.samples)
+
+    def published_folds(self, index: Index) -> list[int] | None:
+        """Fold of each sample in a published protocol, -1 = fixed test set of all folds; None where there is none."""
+        return None
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
         """Writes about `count` generated images in this data set's official layout into the empty folder `root`."""
@@ -265,7 +269,7 @@ class Objective(Plugin[S]):
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table: key in the records, heading, direction, and whether the value is a fraction (printed as %)."""
+    """A column of a table: key in the records, heading, direction, whether it is a fraction (printed in %)."""
 
     key: str
     title: str
@@ -320,7 +324,7 @@ class Task(Plugin[S]):
         raise NotImplementedError
 
     def draw(self, case: Case, predictions: Path) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, str]:
-        """For the panel: true and predicted mask (H, W) uint8 of a held-out case (None where there is none), caption."""
+        """For the panel: true and predicted mask (H, W) uint8 of a held-out case, None without one; caption."""
         raise NotImplementedError
 
 

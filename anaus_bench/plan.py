@@ -83,22 +83,28 @@ class Plan:
         cell: What was asked for.
         score: The stage that holds the cell's metrics.
         panel: The stage that draws its pictures.
+        audit: The stage that looks for test images in the corpus; None without pre-training.
         notes: What the user should know before it runs.
     """
 
     cell: Cell
     score: Stage
     panel: Stage
+    audit: Stage | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def stages(self) -> list[Stage]:
         """Inputs first."""
-        return list({stage.key: stage for target in (self.score, self.panel) for stage in target.walk()}.values())
+        return list({stage.key: stage for target in self._targets() for stage in target.walk()}.values())
 
     def pending(self, store: Store) -> list[Stage]:
         """Stages that must run for the cell to be complete."""
-        return pending([self.score, self.panel], store)
+        return pending(self._targets(), store)
+
+    def _targets(self) -> list[Stage]:
+        """The audit comes first: it may refuse."""
+        return [*([self.audit] if self.audit else []), self.score, self.panel]
 
 
 def pending(targets: Sequence[Stage], store: Store) -> list[Stage]:
@@ -132,16 +138,15 @@ def make_plan(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Plan
     return _Planner(cell, registry, roots).plan()
 
 
-def masks_stage(name: str, corpus: str, cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
-    """The stage that builds one mask source's label maps of a corpus, without a method or a task."""
+def corpus_stage(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
+    """The stage that packs the cell's corpus."""
+    return _Planner(cell, registry, roots).corpus(cell.corpus_names())
+
+
+def masks_stage(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
+    """The stage that builds the label maps of the cell's corpus with its mask source; method and task do not matter."""
     planner = _Planner(cell, registry, roots)
-    source = planner.mask_source(name)
-    return planner.masks(source, planner.corpus(corpus.split("+")))
-
-
-def corpus_stage(names: list[str], cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
-    """The stage that packs data sets into one corpus."""
-    return _Planner(cell, registry, roots).corpus(names)
+    return planner.masks(planner.mask_source(cell.masks or ""), planner.corpus(cell.corpus_names()))
 
 
 def why(stage: Stage, store: Store) -> list[str]:
@@ -195,8 +200,9 @@ class _Planner:
         source = self.mask_source(cell.masks) if cell.masks is not None else None
         self._check_masks(objective)
         data_spec, data_inputs, data_roots = self.data(task.dataset, "task")
-        pretrain, fit = self._pretrain(objective, source, task)
         task_spec = {"task": registry.spec("tasks", task), "dataset": data_spec}
+        audit = self._audit(task, task_spec, data_inputs, data_roots) if objective.trains else None
+        pretrain, fit = self._pretrain(objective, source, audit)
         folds = Stage("folds", f"folds of {task.name}", task_spec, data_inputs, data_roots)
         tests = [
             Stage(
@@ -210,7 +216,7 @@ class _Planner:
         ]
         per_fold = {f"fold{number}": stage for number, stage in enumerate(tests)}
         name = cell_title(cell)
-        score_inputs = {"folds": folds, **per_fold, **data_inputs}
+        score_inputs = {"folds": folds, **per_fold, **data_inputs, **({"audit": audit} if audit else {})}
         score = Stage(
             "score", f"score {name}", task_spec, score_inputs, data_roots, cell_labels(cell, objective.trains)
         )
@@ -223,7 +229,7 @@ class _Planner:
             panel_inputs,
             data_roots,
         )
-        return Plan(cell, score, panel, tuple(self.notes))
+        return Plan(cell, score, panel, audit, tuple(self.notes))
 
     def mask_source(self, name: str) -> MaskSource[Any]:
         cell = self.cell
@@ -274,8 +280,21 @@ class _Planner:
         )
         return spec, {"data": stage}, {}
 
+    def _audit(
+        self, task: Task[Any], spec: Mapping[str, Any], data_inputs: Mapping[str, Stage], roots: Mapping[str, str]
+    ) -> Stage:
+        names = self.cell.corpus_names()
+        if task.dataset in names and not self._is_generated(task.dataset):
+            raise LeakageError(
+                f"corpus {'+'.join(names)!r} holds {task.dataset!r}, on which task {task.name!r} tests; "
+                "pass another --corpus"
+            )
+        spec = {**spec, "overlap": self._core(CorpusSettings, "corpus").overlap}
+        inputs = {"corpus": self.corpus(names), **data_inputs}
+        return Stage("audit", f"look for test images of {task.name} in the corpus", spec, inputs, roots)
+
     def _pretrain(
-        self, objective: Objective[Any], source: MaskSource[Any] | None, task: Task[Any]
+        self, objective: Objective[Any], source: MaskSource[Any] | None, audit: Stage | None
     ) -> tuple[Stage, Stage | None]:
         """The pre-training stage, and the fitting stage of the mask source."""
         cell = self.cell
@@ -296,14 +315,11 @@ class _Planner:
             return Stage("pretrain", f"{cell.method} encoder ({cell.backbone})", spec), None
         spec["pretrain"] = settings.model_dump(mode="json", exclude={"init", "weights"})
         names = cell.corpus_names()
-        if task.dataset in names and not self._is_generated(task.dataset):
-            raise LeakageError(
-                f"corpus {'+'.join(names)!r} holds {task.dataset!r}, on which task {task.name!r} tests; "
-                "pass another --corpus"
-            )
         if "labels" in objective.needs and not any(self.registry.get("datasets", name).classes for name in names):
             raise DataError(f"objective {objective.name!r} needs class labels; corpus {'+'.join(names)!r} has none")
         inputs = {"corpus": self.corpus(names)}
+        if audit is not None and audit.spec["overlap"] == "exclude":
+            inputs["audit"] = audit
         fit = None
         if source is not None:
             inputs["masks"] = self.masks(source, inputs["corpus"])

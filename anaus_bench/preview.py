@@ -68,7 +68,7 @@ def score_table(stages: Mapping[str, Stage], store: Store) -> Table:
     rows = [(name, *(f"{found[key]:.3g}" if key in found else "-" for key in keys)) for name, found in scores.items()]
     images = {int(found["images"]) for found in scores.values()}
     truth = {int(found["with_structures"]) for found in scores.values()}
-    counts = f"{'/'.join(map(str, images))} images, {'/'.join(map(str, truth))} of them with a structure in the ground truth."
+    counts = f"{'/'.join(map(str, images))} images, {'/'.join(map(str, truth))} of them with a true structure."
     phantom = any(record and record["phantom"] for record in records.values())
     return Table(
         "mask scores [phantom]" if phantom else "mask scores",

@@ -18,8 +18,7 @@ PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
 LAYERS = [
     {"errors", "lazy", "hookspecs"},
     {"config", "weights"},
-    {"interfaces"},
-    {"data", "nn", "loop", "simulator", "metrics", "mask_scores", "figures", "progress"},
+    {"interfaces", "fields", "data", "nn", "loop", "simulator", "metrics", "mask_scores", "figures", "progress", "parallel"},
     {"protocols", "registry", "cell", "store"},
     {"plan"},
     {"stages", "execute", "executors", "tables", "doctor", "preview", "testing"},

@@ -56,7 +56,7 @@ class PackedCorpus:
     phantom: bool
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.entries)
 
     @property
     def size(self) -> int:

@@ -26,7 +26,7 @@ class Draw:
 
     Attributes:
         images: (B, M) int64 positions in the corpus: M images per item.
-        weights: (B,) float32 weight of each item, or None.
+        weights: (B,) float32 number of each item for the loss, such as its weight, or None.
     """
 
     images: Tensor
@@ -74,6 +74,24 @@ class ImageSampler:
         return Draw(self._held[1][part * self.batch : (part + 1) * self.batch, None])
 
 
+class WeightedSampler:
+    """The draws of another sampler with a number of each item: that of its first image.
+
+    Args:
+        sampler: Draws the images.
+        weights: (N,) float32, one of each image of the corpus.
+    """
+
+    def __init__(self, sampler: Sampler, weights: Tensor) -> None:
+        self.sampler, self.weights = sampler, weights
+        self.steps_per_epoch = sampler.steps_per_epoch
+
+    def draw(self, step: int, progress: float) -> Draw:
+        """The other sampler's images, with their numbers."""
+        images = self.sampler.draw(step, progress).images
+        return Draw(images, self.weights[images[:, 0]])
+
+
 # ---- clips -----------------------------------------------------------------------------------------------------------
 
 
@@ -117,8 +135,8 @@ def find_clips(corpus: PackedCorpus, method: str, least: int = 1) -> Clips:
     lone = [entry.dataset for entry in corpus.entries if entry.video_id is None or entry.frame_index is None]
     if lone:
         raise DataError(
-            f"objective {method!r} compares the frames of clips, but {len(lone)} of {len(corpus)} images belong to none "
-            f"(data sets: {', '.join(sorted(set(lone)))}); pass a --corpus of videos"
+            f"objective {method!r} compares the frames of clips, but {len(lone)} of {len(corpus)} images belong to "
+            f"none (data sets: {', '.join(sorted(set(lone)))}); pass a --corpus of videos"
         )
     members: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for position, entry in enumerate(corpus.entries):

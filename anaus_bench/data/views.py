@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from anaus_bench.data.randaugment import Operations, apply_operations, draw_operations
 from anaus_bench.loop import step_seed
 
 CROP_TRIES = 10
 BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels
 SOLARISE_THRESHOLD = 128 / 255
+CUTOUT_GRAY = 127 / 255
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class View:
         solarise: Probability of inverting intensities at or above 128/255.
         mean, std: Normalisation of the three channels.
         frame: Which of its item's images it is cut from.
+        square: Cut the largest square at a random place, whatever area and ratio.
+        gamma: Half-range of the exponent of intensities around 1; 0 = none.
+        translate: Largest shift per axis as a share of the side, with reflected borders.
+        operations: Rounds of RandAugment, after the blur and solarisation.
+        cutout: Side of a gray square at a random place as a share of the view's; it may reach over the border.
+
+    Label maps follow the crop and the flip only, so the last three are for objectives without masks.
     """
 
     size: int = 224
@@ -63,6 +72,11 @@ class View:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     frame: int = 0
+    square: bool = False
+    gamma: float = 0.0
+    translate: float = 0.0
+    operations: int = 0
+    cutout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,10 @@ class Photometry:
         contrast_first: Bool, the random order of the two.
         sigma: Standard deviation of the blur in pixels of the view (0 = none).
         solarise: Bool.
+        gamma: Exponents, or None.
+        shift: (B, 2) int64 pixels down and right, or None.
+        operations: RandAugment, or None.
+        hole: (B, 4) int64 (top, left, bottom, right) of the cutout, or None.
     """
 
     brightness: Tensor
@@ -94,6 +112,10 @@ class Photometry:
     contrast_first: Tensor
     sigma: Tensor
     solarise: Tensor
+    gamma: Tensor | None = None
+    shift: Tensor | None = None
+    operations: Operations | None = None
+    hole: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +242,9 @@ def draw_crops(recipe: View, boxes: Tensor, generator: torch.Generator) -> Crop:
     central_width = torch.minimum(full_width, (full_height * high).round().clamp(min=1))
     height = torch.where(found, heights.gather(1, first), central_height)
     width = torch.where(found, widths.gather(1, first), central_width)
+    if recipe.square:
+        height = width = torch.minimum(full_height, full_width)
+        found = torch.ones_like(found)
 
     def place(spare: Tensor, share: Tensor) -> Tensor:
         drawn = torch.minimum((share * (spare + 1)).floor(), spare)
@@ -240,12 +265,29 @@ def draw_photometry(recipe: View, count: int, generator: torch.Generator) -> Pho
 
     low, high = recipe.blur_sigma
     sigma = (low + draws[5] * (high - low)) * recipe.size / 224
+    # What a recipe does not use is not drawn, so that the draws of the others do not depend on it.
+    gamma = shift = operations = hole = None
+    if recipe.gamma > 0:
+        gamma = _uniform((count,), (1 - recipe.gamma, 1 + recipe.gamma), generator)
+    if recipe.translate > 0:
+        reach = round(recipe.translate * recipe.size)
+        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
+    if recipe.operations > 0:
+        operations = draw_operations(recipe.operations, count, generator)
+    if recipe.cutout > 0:
+        side = round(recipe.cutout * recipe.size)
+        start = torch.randint(0, recipe.size, (count, 2), generator=generator) - side // 2
+        hole = torch.cat([start, start + side], dim=1)
     return Photometry(
         brightness=factor(draws[1], recipe.brightness),
         contrast=factor(draws[2], recipe.contrast),
         contrast_first=draws[3] < 0.5,
         sigma=torch.where(draws[4] < recipe.blur, sigma, 0.0),
         solarise=draws[6] < recipe.solarise,
+        gamma=gamma,
+        shift=shift,
+        operations=operations,
+        hole=hole,
     )
 
 
@@ -290,10 +332,21 @@ def resample_labels(maps: Tensor, crop: Crop, size: int) -> Tensor:
 
 
 def photometric(images: Tensor, photometry: Photometry) -> Tensor:
-    """Jitter, blur, then solarisation of images (B, 1, H, H) float32 in [0, 1]; as many come back, in [0, 1]."""
+    """Images (B, 1, H, H) float32 in [0, 1] after all that was drawn; as many come back, in [0, 1].
+
+    In order: shift, gamma, jitter, blur, solarisation, RandAugment, cutout.
+    """
+    device = images.device
+    if photometry.shift is not None:
+        images = _translate(images, photometry.shift)
+    if photometry.gamma is not None:
+        images = images ** photometry.gamma.to(device, non_blocking=True)[:, None, None, None]
     images = _jitter(images, photometry)
     images = _where(photometry.sigma > 0, images, lambda chosen, numbers: _blur(chosen, photometry.sigma[numbers]))
-    return _where(photometry.solarise, images, lambda chosen, _: _solarise(chosen))
+    images = _where(photometry.solarise, images, lambda chosen, _: _solarise(chosen))
+    if photometry.operations is not None:
+        images = apply_operations(images, photometry.operations)
+    return images if photometry.hole is None else _cut_out(images, photometry.hole)
 
 
 def normalise(images: Tensor, recipe: View) -> Tensor:
@@ -376,6 +429,23 @@ def _blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 def _solarise(images: Tensor) -> Tensor:
     return torch.where(images >= SOLARISE_THRESHOLD, 1 - images, images)
+
+
+def _translate(images: Tensor, shift: Tensor) -> Tensor:
+    """Shifts by (B, 2) pixels, less than the side; what comes in is reflected at the border."""
+    side = images.shape[-1]
+    source = (torch.arange(side) - shift[:, :, None]).abs()  # (B, 2, side)
+    source = torch.where(source > side - 1, 2 * (side - 1) - source, source).to(images.device, non_blocking=True)
+    rows = source[:, 0, :, None].expand(-1, -1, side)[:, None]
+    columns = source[:, 1, None].expand(-1, side, -1)[:, None]
+    return images.gather(2, rows).gather(3, columns)
+
+
+def _cut_out(images: Tensor, hole: Tensor) -> Tensor:
+    place = torch.arange(images.shape[-1])
+    inside = (place >= hole[:, :2, None]) & (place < hole[:, 2:, None])  # (B, 2, H): rows, columns
+    inside = inside.to(images.device, non_blocking=True)
+    return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None])[:, None], CUTOUT_GRAY)
 
 
 def _where(chosen: Tensor, images: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

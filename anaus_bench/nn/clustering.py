@@ -100,7 +100,7 @@ def _squared_distances(points: Tensor, centres: Tensor) -> Tensor:
 
 def _means(features: Tensor, labels: Tensor, empty: Tensor) -> Tensor:
     """Mean (B, D, K) of the features (B, D, N) of each label (B, N); that of `empty` (B, D, K) where it has none."""
-    index = labels[:, None].expand_as(features)
-    sums = torch.zeros_like(empty).scatter_add_(2, index, features)
-    counts = torch.zeros_like(empty).scatter_add_(2, index, torch.ones_like(features))
+    index = labels[:, None]
+    sums = torch.zeros_like(empty).scatter_add_(2, index.expand_as(features), features)
+    counts = torch.zeros_like(empty[:, :1]).scatter_add_(2, index, torch.ones_like(features[:, :1]))
     return torch.where(counts > 0, sums / counts.clamp(min=1), empty)

@@ -44,26 +44,6 @@ def slot_head(dim: int, hidden_dim: int) -> nn.Sequential:
     )
 
 
-class Centre(nn.Module):
-    """Running mean of the target's scores of each group, which keeps one group from taking all cells.
-
-    Attributes:
-        mean: (K,) float32.
-    """
-
-    mean: Tensor
-
-    def __init__(self, groups: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(groups))
-
-    @torch.no_grad()
-    def update(self, scores: Sequence[Tensor], momentum: float) -> None:
-        """Moves the mean towards that of scores (B, K, h, w) of all views and processes."""
-        own = torch.stack([view.mean(dim=(0, 2, 3)) for view in scores]).mean(dim=0)
-        self.mean.lerp_(gather_images(own[None])[0].mean(dim=0), 1 - momentum)
-
-
 def prototype_scores(projections: Tensor, prototypes: Tensor) -> Tensor:
     """Cosine of each cell of projections (B, D, h, w) with each prototype (K, D): (B, K, h, w)."""
     with torch.autocast(projections.device.type, enabled=False):
@@ -72,7 +52,7 @@ def prototype_scores(projections: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def prototype_slots(projections: Tensor, scores: Tensor, temperature: float) -> Tensor:
-    """Mean of the projections (B, D, h, w), not normalised, by each group's share of the cells (Eq. 4): (B, K, D)."""
+    """Mean of the projections (B, D, h, w), not normalised, by each group's share of the cells: (B, K, D)."""
     with torch.autocast(projections.device.type, enabled=False):
         attention = (scores / temperature).softmax(dim=1) + ATTENTION_FLOOR
         return mask_pool(projections.float(), attention)
@@ -84,27 +64,24 @@ def wins_a_cell(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores[:, :, 0, 0], dtype=torch.bool).scatter_(1, winners, True)
 
 
-def grouping_loss(
-    online: Tensor, target: Tensor, weights: Tensor, *, online_temperature: float, target_temperature: float
-) -> Tensor:
-    """Cross-entropy of the online network's groups to the target's, cell by cell (Eq. 2); 0 where no image counts.
+def grouping_loss(online: Tensor, targets: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the online network's groups to the target's, cell by cell; 0 where no image counts.
 
     Args:
-        online: (B, K, h, w) scores, aligned with `target`.
-        target: (B, K, h, w) scores less their centre, without gradients.
+        online: (B, K, h, w) scores, aligned with `targets`.
+        targets: (B, h, w, K) distributions of the target network, without gradients.
         weights: (B,) of the images; the mean is over their cells.
-        online_temperature: Of the softmax over the online scores.
-        target_temperature: Of the softmax over the target's; lower, so that its groups are sharper.
+        temperature: Of the softmax over the online scores.
     """
-    shares = (target / target_temperature).softmax(dim=1)
-    losses = -(shares * (online / online_temperature).log_softmax(dim=1)).sum(dim=1).mean(dim=(1, 2))  # (B,)
+    shares = (online / temperature).log_softmax(dim=1).permute(0, 2, 3, 1)
+    losses = -(targets * shares).sum(dim=3).mean(dim=(1, 2))  # (B,)
     return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
 def slot_contrast(
     predictor: nn.Module, slots: Tensor, targets: Tensor, anchors: Tensor, valid: Tensor, temperature: float
 ) -> Tensor:
-    """Which target slot is the same group of the same image (Eq. 5), times 2 * temperature; mean over the anchors.
+    """Which target slot is the same group of the same image, times 2 * temperature; mean over the anchors.
 
     Negatives are all other valid target slots of all images, those of the same group too. The predictor, and so its
     batch norm, sees the anchors alone. Fewer than two anchors, which batch norm cannot take, give 0.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batches
 from anaus_bench.mask_scores import Row, score_masks, stability, summarise
+from anaus_bench.parallel import in_processes
 from anaus_bench.registry import Registry
 
 BATCH = 16
@@ -127,10 +126,7 @@ def _in_processes(
     spec: Mapping[str, Any], files: Sequence[Path], corpus: Path, parts: Sequence[slice]
 ) -> Iterator[Part]:
     """The same, slice by slice in order, one process per core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    work = functools.partial(_work, json.dumps(spec), tuple(files), corpus)
-    with ProcessPoolExecutor(max(1, min(cores, len(parts))), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(work, parts)
+    return in_processes(functools.partial(_work, json.dumps(spec), tuple(files), corpus), parts)
 
 
 def _work(spec: str, files: tuple[Path, ...], corpus: Path, part: slice) -> Part:

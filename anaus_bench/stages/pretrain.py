@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,7 +43,11 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         label_maps = np.load(masks / "label_maps.npy", mmap_mode="r") if masks is not None else None
         settings = PretrainSettings.model_validate(spec["pretrain"])
         view = objective.views(settings.size)[0]
-        result |= _train(objective, encoder, corpus, label_maps, settings, ctx)
+        kept = np.arange(len(corpus))
+        if "audit" in inputs.folders:
+            overlapping = json.loads((inputs.folders["audit"] / "audit.json").read_text())["rows"]
+            kept = np.delete(kept, overlapping)
+        result |= _train(objective, encoder, corpus, label_maps, kept, settings, ctx)
         result["phantom"] = corpus.phantom
     card = EncoderCard(
         encoder.arch, objective.finest_stride(), view.mean, view.std, objective.name, start, result["phantom"]
@@ -55,13 +61,16 @@ def _train(
     encoder: Encoder,
     corpus: PackedCorpus,
     label_maps: np.ndarray | None,
+    kept: np.ndarray,
     settings: PretrainSettings,
     ctx: StageContext,
 ) -> dict[str, Any]:
-    """Trains the encoder in place."""
-    if "labels" in objective.needs and corpus.labels().max() < 0:
+    """Trains the encoder in place on the rows `kept` of the corpus."""
+    visible = dataclasses.replace(corpus, entries=tuple(corpus.entries[row] for row in kept))
+    if "labels" in objective.needs and visible.labels().max() < 0:
         raise LabelError(f"objective {objective.name!r} needs class labels; no image of this corpus has one")
-    sampler = objective.sampler(corpus, settings.batch, ctx.seed)
+    sampler = objective.sampler(visible, settings.batch, ctx.seed)
+    rows = torch.from_numpy(kept)
     steps = settings.steps or settings.epochs * sampler.steps_per_epoch
     nets = objective.build(encoder, len(corpus.classes)).to(ctx.device).train()
     if settings.channels_last:
@@ -83,7 +92,7 @@ def _train(
         with clock:
             draw = sampler.draw(number, number / steps)
             batch = make_batch(
-                images, maps, boxes, labels, draw.images, recipes, ctx.seed, number, ctx.device, draw.weights
+                images, maps, boxes, labels, rows[draw.images], recipes, ctx.seed, number, ctx.device, draw.weights
             )
         for group in optimiser.param_groups:
             group["lr"] = rate(number)
@@ -108,7 +117,12 @@ def _train(
         clock=clock,
     )
     write_log(ctx.out / "log.csv", log)
-    return {"images": len(corpus), "steps": steps, "epochs": round(steps / sampler.steps_per_epoch, 3), "last": log[-1]}
+    return {
+        "images": len(visible),
+        "steps": steps,
+        "epochs": round(steps / sampler.steps_per_epoch, 3),
+        "last": log[-1],
+    }
 
 
 def _optimiser(nets: nn.Module, settings: PretrainSettings) -> torch.optim.Optimizer:

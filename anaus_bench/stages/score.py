@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,11 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         table = csv.DictWriter(stream, fieldnames=list(scores.rows[0]))
         table.writeheader()
         table.writerows(scores.rows)
+    notes = scores.notes
+    if "audit" in inputs.folders:
+        found = json.loads((inputs.folders["audit"] / "audit.json").read_text())
+        left_out = ", which were left out of it" if found["overlap"] == "exclude" else ""
+        notes = [*notes, f"{found['images']} test images have a near-duplicate in the corpus{left_out}"]
     keys = list(scores.folds[0])
     values = {key: np.array([fold[key] for fold in scores.folds], dtype=float) for key in keys}
     return {
@@ -32,7 +38,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         },
         "sd": {key: _spread(value) for key, value in values.items()},
         "pooled": scores.pooled,
-        "notes": scores.notes,
+        "notes": notes,
     }
 
 

@@ -17,6 +17,7 @@ from anaus_bench.data.layout import natural_key
 from anaus_bench.errors import (
     DataError,
     DatasetNotFound,
+    DuplicateId,
     EmptyMask,
     LabelError,
     LayoutError,
@@ -322,7 +323,7 @@ def test_two_files_of_one_id_are_refused(root: Callable[[str], Path]) -> None:
     folder = root("udiat")
     shutil.copy(folder / "original" / "000001.png", folder / "original" / "000001.PNG")
 
-    with pytest.raises(LayoutError, match="one id"):
+    with pytest.raises(DuplicateId, match="one id"):
         made("udiat").scan(folder)
 
 

@@ -322,9 +322,9 @@ def test_an_image_without_a_mask_file_is_refused(stage_context: Callable[..., St
 def test_eight_discs_are_learned_in_a_hundred_steps_from_random_weights(
     stage_context: Callable[..., StageContext],
 ) -> None:
-    cases = tuple(disc_case(number, 112) for number in range(8))
+    cases = tuple(disc_case(number, 96) for number in range(8))
     settings = SegmentationSettings(
-        size=112,
+        size=96,
         trainable_layers=5,
         norm="bn",
         base_lr=0.01,

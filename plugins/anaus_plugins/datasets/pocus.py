@@ -133,7 +133,11 @@ class POCUS(Dataset[POCUSSettings]):
         return [_fold_number(sample.path) - 1 for sample in index.samples]
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
-        """About `count` frames in the repository's form: two videos of each patient, in four containers, and images."""
+        """About `count` frames in the repository's form: two clips of each patient, as videos in four containers.
+
+        Where that would leave few patients, a clip is one image. All lie under `convex/`, whichever probe is simulated,
+        so that the default settings find them.
+        """
         from anaus_bench.simulator.phantoms import clips
 
         start_phantoms(self, root, size, seed)

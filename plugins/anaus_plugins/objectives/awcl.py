@@ -1,0 +1,171 @@
+"""AWCL (Fu et al. 2022, arXiv:2208.10642): supervised contrast of anatomies; SimCLR for images of unknown anatomy.
+
+The paper has fetal standard planes. Here the anatomy is what the corpus says of an image without its diagnosis: the
+data set (organ) and the acoustic window.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+
+import pydantic
+
+from anaus_bench.config import Settings
+from anaus_bench.errors import DataError
+from anaus_bench.fields import CropArea
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import Objective
+from anaus_bench.lazy import nn, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anaus_bench.data.corpus import PackedCorpus
+    from anaus_bench.data.sampling import Sampler
+    from anaus_bench.data.views import Batch, View
+    from anaus_bench.nn.encoder import Encoder
+
+Granularity = Literal["organ", "view", "phase", "class"]
+
+
+def _one_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"no regular expression ({error})") from None
+    if groups != 1:
+        raise ValueError(f"expected a regular expression with one group, found {groups}")
+    return pattern
+
+
+class AWCLSettings(Settings):
+    """Defaults are the paper's, and its code's where the text is silent."""
+
+    temperature: float = pydantic.Field(
+        0.5, gt=0, description="T; the loss is not scaled by T / 0.07 as it is in the released code"
+    )
+    granularity: Granularity = pydantic.Field(
+        "view",
+        description="Anatomy of an image: its data set (organ); also the view of its clip (view); also end-diastole or "
+        "-systole in the first and last third of clips with a view, the middle being unknown (phase); or its data set "
+        "and class label, which are no anatomy and leak the diagnosis (class)",
+    )
+    view_pattern: Annotated[str, pydantic.AfterValidator(_one_group)] = pydantic.Field(
+        "(?i)([2-5]CH)", description="Regular expression whose group is the view in the id of a clip, as CAMUS has it"
+    )
+    anatomy_ratio: float = pydantic.Field(
+        1.0, gt=0, le=1, description="Share of the clips of each anatomy, at least one, whose anatomy is used"
+    )
+    hidden_dim: int | None = pydantic.Field(
+        None, ge=1, description="Hidden width of the projector; null is the encoder's width, as in the code"
+    )
+    projection_dim: int = pydantic.Field(128, ge=1, description="Width of the projections")
+    crop_area: CropArea = pydantic.Field((0.08, 1.0), description="Range of a crop's share of the image")
+
+    # Generated images have one organ and no view, so that the classes stand for anatomies.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "demo": {"projection_dim": 64, "granularity": "class"},
+        "tiny": {"hidden_dim": 32, "projection_dim": 16, "granularity": "class"},
+    }
+
+
+class AWCL(Objective[AWCLSettings]):
+    """Networks: `encoder` and `projector`. The sampler's weight of an image is the number of its anatomy."""
+
+    name = "awcl"
+    settings_class = AWCLSettings
+    reference = (
+        "Fu et al., Anatomy-aware contrastive representation learning for fetal ultrasound, ECCV workshops 2022, "
+        "arXiv:2208.10642"
+    )
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "native": {
+            "optimiser": "adam",
+            "base_lr": 1e-3,
+            "lr_scaling": False,
+            "schedule": "constant",
+            "batch": 32,
+            "epochs": 10,
+            "warmup_epochs": 0,
+            "weight_decay": 1e-6,
+            "init": "random",
+        },
+    }
+
+    def views(self, size: int) -> tuple[View, ...]:
+        """The same recipe twice; no blur, but random exponents of the intensities."""
+        from anaus_bench.data.views import View
+
+        view = View(size, self.settings.crop_area, saturation=0.4, blur=0.0, gamma=0.25)
+        return view, view
+
+    def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
+        """Single images with the number of their anatomy as their weight, -1 where it is unknown or not used.
+
+        Raises:
+            DataError: The corpus has fewer than two anatomies, so that nothing would be pushed apart.
+        """
+        from anaus_bench.data.sampling import WeightedSampler, labelled_part
+
+        settings = self.settings
+        names = anatomies(corpus, settings.granularity, settings.view_pattern)
+        known = sorted({name for name in names if name is not None})
+        if len(known) < 2:
+            raise DataError(
+                f"objective 'awcl' needs at least 2 anatomies, the corpus has {known!r} at "
+                f"objective.granularity={settings.granularity!r}; pass a --corpus of several organs or views"
+            )
+        labels = torch.tensor([-1 if name is None else known.index(name) for name in names])
+        used = torch.from_numpy(labelled_part(corpus, labels.numpy(), settings.anatomy_ratio, seed))
+        return WeightedSampler(super().sampler(corpus, batch, seed), torch.where(used, labels, -1).float())
+
+    def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
+        """Encoder and projector without batch norm."""
+        from anaus_bench.nn.heads import mlp
+
+        settings, width = self.settings, encoder.feature_dim
+        projector = mlp(width, settings.hidden_dim or width, settings.projection_dim, norm=False)
+        return nn.ModuleDict({"encoder": encoder, "projector": projector})
+
+    def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """SupCon over anatomies, where an unknown one has its other view as the only positive."""
+        from anaus_bench.nn.contrast_images import pair_logs, sup_con
+
+        encoder = cast("Encoder", nets["encoder"])
+        first, second = (nets["projector"](encoder.vector(view)) for view in batch.views)  # (B, D)
+        labels = cast("Tensor", batch.weights).long()
+        loss = sup_con(first, second, labels, self.settings.temperature).mean()
+        return loss, {"known_anatomy": (labels >= 0).float().mean(), **pair_logs(first, second)}
+
+
+def anatomies(corpus: PackedCorpus, granularity: Granularity, view_pattern: str) -> list[str | None]:
+    """Anatomy of each image at a granularity, None where it is unknown."""
+    members: dict[tuple[str, str | None], list[int]] = {}
+    for position, entry in enumerate(corpus.entries):
+        members.setdefault((entry.dataset, entry.video_id), []).append(position)
+    names: list[str | None] = [entry.dataset for entry in corpus.entries]
+    if granularity == "organ":
+        return names
+    if granularity == "class":
+        return [
+            f"{entry.dataset} {corpus.classes[entry.label]}" if entry.label >= 0 else None for entry in corpus.entries
+        ]
+    for (dataset, video), frames in members.items():
+        found = re.search(view_pattern, video) if video is not None else None
+        if found is None:
+            continue
+        view = f"{dataset} {found[1].upper()}"
+        frames.sort(key=lambda position: corpus.entries[position].frame_index or 0)
+        for place, position in enumerate(frames):
+            third = 3 * place // len(frames)
+            phase = (f"{view} diastole", None, f"{view} systole")[third]
+            names[position] = phase if granularity == "phase" else view
+    return names
+
+
+@hookimpl
+def anaus_objectives() -> list[type[Objective[Any]]]:
+    """The objective of this module."""
+    return [AWCL]

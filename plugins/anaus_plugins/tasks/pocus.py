@@ -1,0 +1,27 @@
+"""Lung classification on POCUS."""
+
+from __future__ import annotations
+
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import Metric
+from anaus_bench.protocols.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
+
+
+class POCUS(ClassificationTask[ClassificationSettings]):
+    """COVID-19, pneumonia or regular, folds of whole patients; the columns per class are recalls."""
+
+    name = "pocus"
+    dataset = "pocus"
+    metrics = (
+        ACCURACY,
+        MACRO_F1,
+        Metric("recall_covid19", "COVID"),
+        Metric("recall_pneumonia", "Pneu."),
+        Metric("recall_regular", "Reg."),
+    )
+
+
+@hookimpl
+def anaus_tasks() -> list[type[POCUS]]:
+    """The task of this module."""
+    return [POCUS]
