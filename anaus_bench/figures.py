@@ -45,10 +45,10 @@ def draw_panel(rows: Sequence[tuple[str, Sequence[Column]]], path: Path, *, titl
     wide = len(rows[0][1])
     figure = Figure(figsize=(2.2 * wide, 2.3 * len(rows) + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), wide, squeeze=False)
-    for line, (name, columns) in zip(axes, rows, strict=True):
-        for number, (axis, column) in enumerate(zip(line, columns, strict=True)):
+    for row, (name, columns) in enumerate(rows):
+        for number, (axis, column) in enumerate(zip(axes[row], columns, strict=True)):
             _draw(axis, column)
-            if line is axes[0]:
+            if row == 0:
                 axis.set_title(column.title, fontsize=9)
             axis.set_xlabel(column.caption, fontsize=7)
             if number == 0:

@@ -6,7 +6,6 @@ A step must be a function of its number and of the stateful objects alone. The l
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import threading
@@ -176,11 +175,3 @@ def _load(path: Path, stateful: Mapping[str, Stateful], device: torch.device) ->
     run = _Run()
     vars(run).update(saved["run"])
     return run
-
-
-def write_log(path: Path, log: list[dict[str, float]]) -> None:
-    """Writes what `train` returned as CSV, one column per logged value."""
-    with path.open("w", newline="") as stream:
-        table = csv.DictWriter(stream, fieldnames=list(dict.fromkeys(name for row in log for name in row)))
-        table.writeheader()
-        table.writerows(log)

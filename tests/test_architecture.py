@@ -16,9 +16,10 @@ PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
 
 # Layer of each module or package of the core; a module imports only its own layer and those before it.
 LAYERS = [
-    {"errors", "lazy", "hookspecs"},
+    {"errors", "lazy", "hookspecs", "rows"},
     {"config", "weights"},
-    {"interfaces", "fields", "data", "nn", "loop", "simulator", "metrics", "mask_scores", "figures", "progress", "parallel"},
+    {"interfaces", "fields", "parallel", "data", "nn", "loop", "simulator", "metrics", "mask_scores"},
+    {"figures", "progress"},
     {"protocols", "registry", "cell", "store"},
     {"plan"},
     {"stages", "execute", "executors", "tables", "doctor", "preview", "testing"},

@@ -132,7 +132,7 @@ class Batch:
         source_masks: (B, S, S) uint8 packed label maps of frame 0, or None.
         indices: (B, M) int64 positions in the corpus of each item's M images.
         labels: (B,) int64 class label of frame 0, -1 = none.
-        weights: (B,) float32 weight of each item from the sampler, or None.
+        weights: (B,) float32 number of each item from the sampler, such as its weight, or None.
         step: Number of the step, from 0.
         seed: Seed of this step for whatever an objective draws; the views were drawn from another stream.
     """

@@ -23,8 +23,8 @@ from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task, batches
 from anaus_bench.lazy import F, nn, torch
 from anaus_bench.protocols.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
-from anaus_bench.protocols.predictions import write_rows
 from anaus_bench.protocols.settings import TaskSettings
+from anaus_bench.rows import write_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

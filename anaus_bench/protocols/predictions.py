@@ -6,12 +6,10 @@ and ones in column-major order, starting with zeros. `pycocotools.mask.frPyObjec
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +90,3 @@ def read_predictions(folder: Path) -> dict[str, Instances]:
         raise StoreError(
             f"{path} holds no predictions ({error}); remove its stage from the store and run it again"
         ) from error
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows that have the same keys as CSV with a header."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)

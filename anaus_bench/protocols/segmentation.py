@@ -20,8 +20,9 @@ from anaus_bench.errors import MissingMask, StoreError
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task
 from anaus_bench.lazy import torch
 from anaus_bench.protocols.batching import batch_indices, step_generator, steps_per_epoch
-from anaus_bench.protocols.predictions import Instances, encode_rle, read_predictions, write_predictions, write_rows
+from anaus_bench.protocols.predictions import Instances, encode_rle, read_predictions, write_predictions
 from anaus_bench.protocols.settings import TaskSettings
+from anaus_bench.rows import write_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -185,16 +186,27 @@ class SegmentationTask(Task[SegmentationSettingsT]):
     def draw(self, case: Case, predictions: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8], str]:
         """True and merged predicted mask (H, W) uint8 in {0, 1}, and the image's Dice."""
         instances = _prediction_of(case, read_predictions(predictions), predictions)
-        (_, truth), predicted = _read(case), self._merged(instances)
+        (_, truth), predicted = self._read(case), self._merged(instances)
         dice = metrics.overlap(*metrics.pixel_counts(truth, predicted))["dice"]
         return truth.astype(np.uint8), predicted.astype(np.uint8), f"Dice {dice:.3f}"
+
+    def foreground(self, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """What is segmented (H, W), of a mask with structure ids (H, W): all structures, unless a task narrows it."""
+        return mask > 0
+
+    def _read(self, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Image (H, W) uint8 and its foreground (H, W)."""
+        picture = case.read()
+        if picture.mask is None:
+            raise MissingMask(f"{case.sample.sample_id} has no mask; segmentation needs one for every image")
+        return np.array(picture.image), self.foreground(picture.mask)
 
     def _decode(self, cases: Sequence[Case], ctx: StageContext) -> list[Example]:
         """Training examples on the device; every image is decoded once."""
         examples, dropped = [], 0
         with ctx.progress.track("decode", len(cases)) as tracker:
             for done, case in enumerate(cases, start=1):
-                image, truth = _read(case)
+                image, truth = self._read(case)
                 labels, boxes, too_small = self._instances(truth)
                 dropped += too_small
                 examples.append(Example(*(torch.from_numpy(array).to(ctx.device) for array in (image, labels, boxes))))
@@ -213,7 +225,7 @@ class SegmentationTask(Task[SegmentationSettingsT]):
         return instances.merged(self.settings.merge, self.settings.score_threshold)
 
     def _score_case(self, case: Case, fold: Fold, instances: Instances) -> tuple[dict[str, Any], int]:
-        _, truth = _read(case)
+        _, truth = self._read(case)
         _, boxes, dropped = self._instances(truth)
         row = {
             "image_id": case.sample.sample_id,
@@ -353,14 +365,6 @@ def _predict(model: nn.Module, cases: Sequence[Case], ctx: StageContext) -> list
             )
             tracker.advance(done, images=1, waited=0.0)
     return predictions
-
-
-def _read(case: Case) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Image (H, W) uint8 and its foreground (H, W)."""
-    picture = case.read()
-    if picture.mask is None:
-        raise MissingMask(f"{case.sample.sample_id} has no mask; segmentation needs one for every image")
-    return np.array(picture.image), picture.mask > 0
 
 
 def _prediction_of(case: Case, predictions: Mapping[str, Instances], folder: Path) -> Instances:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import os
@@ -23,6 +22,7 @@ from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batche
 from anaus_bench.mask_scores import Row, score_masks, stability, summarise
 from anaus_bench.parallel import in_processes
 from anaus_bench.registry import Registry
+from anaus_bench.rows import write_rows
 
 BATCH = 16
 POOL_FROM = 200  # images from which starting worker processes pays
@@ -104,11 +104,8 @@ class _Held:
     def publish(self, out: Path, sample_ids: Sequence[str]) -> None:
         self.maps.flush()
         os.replace(self.maps_path, out / "label_maps.npy")
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with (out / "regions.csv").open("w", newline="") as stream:
-            table = csv.DictWriter(stream, ["sample_id", *names])
-            table.writeheader()
-            table.writerows({"sample_id": name, **row} for name, row in zip(sample_ids, self.rows, strict=True))
+        rows = [{"sample_id": name, **row} for name, row in zip(sample_ids, self.rows, strict=True)]
+        write_rows(out / "regions.csv", rows)
 
 
 def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, device: torch.device) -> Part:

@@ -17,11 +17,12 @@ from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.data.views import View, make_batch
 from anaus_bench.errors import LabelError
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
-from anaus_bench.loop import Clock, step_seed, train, write_log
+from anaus_bench.loop import Clock, step_seed, train
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_imagenet, save_encoder
 from anaus_bench.nn.lars import LARS, parameter_groups
 from anaus_bench.nn.schedules import warmup_cosine
 from anaus_bench.registry import Registry
+from anaus_bench.rows import write_rows
 
 RESIDENT_SHARE = 0.4  # of the free device memory: up to here the corpus is kept on the device
 
@@ -116,7 +117,7 @@ def _train(
         images_per_step=settings.batch,
         clock=clock,
     )
-    write_log(ctx.out / "log.csv", log)
+    write_rows(ctx.out / "log.csv", log)
     return {
         "images": len(visible),
         "steps": steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.registry import Registry
+from anaus_bench.rows import write_rows
 from anaus_bench.stages.folds import open_task, read_folds
 
 
@@ -19,10 +19,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     task, dataset, index = open_task(spec, inputs, registry)
     folds = read_folds(dataset, index, inputs.folders["folds"])
     scores = task.score([(fold, inputs.folders[f"fold{fold.number}"]) for fold in folds])
-    with (ctx.out / "images.csv").open("w", newline="") as stream:
-        table = csv.DictWriter(stream, fieldnames=list(scores.rows[0]))
-        table.writeheader()
-        table.writerows(scores.rows)
+    write_rows(ctx.out / "images.csv", scores.rows)
     notes = scores.notes
     if "audit" in inputs.folders:
         found = json.loads((inputs.folders["audit"] / "audit.json").read_text())

@@ -8,11 +8,6 @@ that a shared machine disturbs them little, else of the clock.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +19,7 @@ from anaus_bench.nn.encoder import STRIDES, Encoder
 from anaus_bench.nn.lars import LARS, parameter_groups
 from anaus_plugins.objectives.anaus import AnaUS, AnaUSSettings
 from anaus_plugins.objectives.byol import BYOL, BYOLSettings
+from benchmarks.speed.timing import interleaved
 
 PASSES = {"anaus": 3, "byol": 2}
 
@@ -70,30 +66,14 @@ def measure(
         torch.autograd.grad(total, weights)  # type: ignore[arg-type]
 
     taken, floor = interleaved((step, passes), repeats, place)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return {
         "method": method,
-        "device": name,
         "precision": precision,
         "step_s": taken,
         "passes_s": floor,
         "ratio": taken / floor,
         "images_per_s": batch / taken,
     }
-
-
-def interleaved(functions: Sequence[Callable[[], None]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each function, called in turn; the first round is not counted."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    for _ in range(repeats + 1):
-        for function, taken in zip(functions, seconds, strict=True):
-            start = clock()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append(clock() - start)
-    return [statistics.median(taken[1:]) for taken in seconds]
 
 
 def _draw(objective: Objective[Any], count: int, size: int, device: torch.device) -> Batch:
@@ -105,20 +85,3 @@ def _draw(objective: Objective[Any], count: int, size: int, device: torch.device
     boxes = torch.tensor([[0.0, 0.0, 256.0, 256.0]]).repeat(count, 1)
     labels = torch.full((count,), -1)
     return make_batch(images, masks, boxes, labels, torch.arange(count), objective.views(size), 0, 0, device)
-
-
-def main() -> None:
-    """Prints the result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=sorted(PASSES), default="anaus")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--arch", default="resnet18")
-    print(json.dumps(measure(**vars(parser.parse_args())), indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,12 +7,8 @@ solarisation, tensor, normalisation.
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import random
-import statistics
-import time
-from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -21,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
 from anaus_bench.data.views import View, make_batch
+from benchmarks.speed.timing import interleaved
 
 RECIPES = (View(crop_area=(0.2, 1.0)), View(crop_area=(0.2, 1.0), blur=0.1, solarise=0.2))
 
@@ -75,37 +72,16 @@ def _measure(batch: int, repeats: int) -> dict[str, float]:
     maps = [Image.fromarray(label_map.numpy()) for label_map in masks]
     transforms = [PerImage(recipe) for recipe in RECIPES]
 
-    def per_image(_: int) -> None:
+    steps = itertools.count()
+
+    def per_image() -> None:
         for transform in transforms:
             pairs = [transform(picture, label_map) for picture, label_map in zip(pictures, maps, strict=True)]
             torch.stack([view for view, _ in pairs])
             torch.cat([label_map for _, label_map in pairs])
 
-    def batched(step: int) -> None:
-        make_batch(images, masks, boxes, labels, indices, RECIPES, seed=0, step=step)
+    def batched() -> None:
+        make_batch(images, masks, boxes, labels, indices, RECIPES, seed=0, step=next(steps))
 
-    slow, fast = interleaved((per_image, batched), repeats)
+    slow, fast = interleaved((per_image, batched), repeats, torch.device("cpu"))
     return {"per_image_images_per_s": batch / slow, "batched_images_per_s": batch / fast, "ratio": slow / fast}
-
-
-def interleaved(functions: Sequence[Callable[[int], None]], repeats: int) -> list[float]:
-    """Median CPU seconds of each function, called in turn; the first round is not counted."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, taken in zip(functions, seconds, strict=True):
-            start = time.process_time()
-            function(repeat)
-            taken.append(time.process_time() - start)
-    return [statistics.median(taken[1:]) for taken in seconds]
-
-
-def main() -> None:
-    """Prints the result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=5)
-    print(json.dumps(measure(**vars(parser.parse_args())), indent=1))
-
-
-if __name__ == "__main__":
-    main()

@@ -185,7 +185,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
     queues = {name: {key: value.clone() for key, value in state.items()} for name, state in queues.items()}
     optimiser = torch.optim.Adam([p for p in nets.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         for name, state in queues.items():
             nets[name].load_state_dict(state)  # the batch's own keys must not be its negatives
         optimiser.zero_grad()

@@ -222,7 +222,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
     nets, batch = build(objective), draw_batch(objective)
     optimiser = torch.optim.SGD([p for p in nets.parameters() if p.requires_grad], lr=0.05)
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         optimiser.zero_grad()
         loss, _ = objective.loss(nets, batch)
         loss.backward()

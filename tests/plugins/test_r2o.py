@@ -276,7 +276,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss(masked: bool, overrides: dict[s
     nets, batch = build(objective), draw_batch(objective, masked)
     optimiser = torch.optim.Adam([p for p in nets.parameters() if p.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(5):
+    for _ in range(3):
         optimiser.zero_grad()
         loss, _ = objective.loss(nets, batch)
         loss.backward()

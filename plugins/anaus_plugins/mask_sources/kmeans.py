@@ -1,4 +1,4 @@
-"""K-means of superpixel features per image: the grouping of R2O (Gokul et al. 2022, arXiv:2212.09078) made offline."""
+"""K-means of superpixel features per image: the grouping of R2O (Gokul et al. 2022, arXiv:2208.11821) made offline."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class KMeans(MaskSource[KMeansSettings]):
     name = "kmeans"
     per_image = True
     settings_class = KMeansSettings
-    reference = "R2O: Gokul et al. 2022, arXiv:2212.09078; SLIC: Achanta et al. 2012, doi:10.1109/TPAMI.2012.120"
+    reference = "R2O: Gokul et al. 2022, arXiv:2208.11821; SLIC: Achanta et al. 2012, doi:10.1109/TPAMI.2012.120"
 
     def identity(self) -> dict[str, str]:
         """Digest of the ImageNet weights."""
