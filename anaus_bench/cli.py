@@ -672,7 +672,8 @@ def _listed(registry: Registry, kind: str) -> list[dict[str, str]]:
         except PluginError as error:
             rows.append({"name": name, "error": str(error)})
             continue
-        row = {"name": name, "what": _first_line(cls), "needs": ", ".join(sorted(getattr(cls, "needs", ())))}
+        what = getattr(cls, "title", None) or _first_line(cls)
+        row = {"name": name, "what": what, "needs": ", ".join(sorted(getattr(cls, "needs", ())))}
         if getattr(cls, "makes_own_groups", False):
             row["needs"] = ", ".join(filter(None, [row["needs"], "masks optional"]))
         rows.append(row)

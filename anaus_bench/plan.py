@@ -266,7 +266,8 @@ class _Planner:
         if not self._is_generated(name):
             index = find_data(dataset, self.roots)
             self.notes += [f"{name}: {warning}" for warning in index.warnings]
-            return {**spec, "fingerprint": index.fingerprint}, {}, {name: str(index.root)}
+            folder = data_folder(name, self.roots)
+            return {**spec, "fingerprint": index.fingerprint}, {}, {name: str(folder)}
         phantom = self._core(PhantomSettings, "phantom")
         generate = {
             "dataset": spec,

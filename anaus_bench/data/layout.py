@@ -178,8 +178,9 @@ def fingerprint(files: Iterable[File]) -> str:
 
 
 def is_phantom(*folders: Path) -> bool:
-    """Whether one of the folders holds the marker that its images are generated."""
-    return any((folder / MARKER).is_file() for folder in folders)
+    """Whether one of the folders, or one of the three above it, holds the marker that its images are generated."""
+    above = (place for folder in map(Path.absolute, folders) for place in (folder, *folder.parents[:3]))
+    return any((place / MARKER).is_file() for place in above)
 
 
 def start_phantoms(dataset: Dataset[Any], root: Path, size: int, seed: int) -> None:

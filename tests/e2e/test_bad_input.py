@@ -120,7 +120,7 @@ def _empty_a_mask(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (shutil.rmtree, ("not found",)),
+        (shutil.rmtree, ("does not exist", "Request Dataset B")),
         (_remove_masks, ("GT",)),
         (_nest, ("did you mean", "BUS_2024")),
         (_lose_a_mask, ("000003.png", "mask")),

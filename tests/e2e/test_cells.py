@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from anaus_bench.registry import Registry
 from tests.e2e.conftest import Command
 
 CELL = ("run", "--preset", "tiny", "--device", "cpu", "--json")
@@ -17,11 +18,11 @@ CELL = ("run", "--preset", "tiny", "--device", "cpu", "--json")
 @pytest.mark.parametrize(
     ("words", "kinds"),
     [
-        (("--method", "anaus", "--masks", "lpsam", "--task", "udiat"), {"fit", "masks", "corpus"}),
-        (("--method", "anaus", "--masks", "kmeans", "--task", "busi-seg"), {"masks", "corpus"}),
-        (("--method", "anaus", "--masks", "groundtruth", "--task", "busi-cls"), {"masks", "corpus"}),
-        (("--method", "byol", "--task", "udiat"), {"corpus"}),
-        (("--method", "supervised", "--task", "busi-cls"), {"corpus"}),
+        (("--method", "anaus", "--masks", "lpsam", "--task", "udiat"), {"audit", "corpus", "fit", "masks"}),
+        (("--method", "anaus", "--masks", "kmeans", "--task", "busi-seg"), {"audit", "corpus", "masks"}),
+        (("--method", "anaus", "--masks", "groundtruth", "--task", "busi-cls"), {"audit", "corpus", "masks"}),
+        (("--method", "byol", "--task", "udiat"), {"audit", "corpus"}),
+        (("--method", "supervised", "--task", "busi-cls"), {"audit", "corpus"}),
         (("--method", "random", "--task", "busi-cls"), set()),
     ],
     ids=lambda value: "-".join(value[1::2]) if isinstance(value, tuple) else "",
@@ -176,3 +177,91 @@ def test_phantoms_given_as_a_folder_keep_their_mark(command: Command, tmp_path: 
     assert verified.code == 0
     assert "all images and masks can be read" in verified.out
     assert result["phantom"] is True
+
+
+def generated(command: Command, name: str, count: int = 12) -> Path:
+    """Phantoms in a data set's official layout."""
+    outcome = command("data", "demo", name, "-o", f"given/{name}", "--count", count, "--size", 96)
+    assert outcome.code == 0, outcome.err
+    return Path("given") / name
+
+
+@pytest.mark.parametrize("task", Registry().names("tasks"))
+def test_every_task_runs_on_its_data_set_in_the_official_layout(command: Command, task: str) -> None:
+    name = Registry().get("tasks", task).dataset
+    root = f"{name}={generated(command, name)}"
+
+    verified = command("data", "verify", name, "--data-root", root)
+    outcome = command(*CELL, "--method", "random", "--task", task, "--data-root", root)
+
+    assert verified.code == 0, verified.out
+    assert outcome.code == 0, outcome.err
+    assert outcome.data["phantom"] is True
+    assert len(outcome.data["folds"]) == 2
+
+
+def test_the_papers_corpus_serves_a_clip_method(command: Command) -> None:
+    outcome = command(*CELL, "--method", "uscl", "--task", "busi-cls", "--corpus", "bf+cm")
+
+    assert outcome.code == 0, outcome.err
+    assert outcome.data["cell"]["corpus"] == "butterfly+camus"
+
+
+def test_a_test_image_in_the_corpus_is_refused_or_left_out_as_asked(command: Command) -> None:
+    root = generated(command, "udiat")
+    Path("clips").mkdir()
+    for number, image in enumerate(sorted((root / "original").glob("*.png"))[:3]):
+        Image.open(image).resize((80, 80)).save(f"clips/{number}.png")
+    for image in sorted((generated(command, "busi") / "benign").glob("*.png")):
+        if "_mask" not in image.name:
+            (Path("clips") / image.name).write_bytes(image.read_bytes())
+    cell = (
+        *CELL, "--method", "byol", "--task", "udiat", "--corpus", "images", "--data-root", "images=clips",
+        "--data-root", f"udiat={root}", "--set", "pretrain.batch=2",
+    )  # fmt: skip
+
+    refused = command(*cell)
+    pretrained = list(Path("anaus-store").glob("pretrain/[!.]*"))
+    excluded = command(*cell, "--set", "corpus.overlap=exclude")
+
+    assert refused.code == 2
+    assert "3 of" in refused.err
+    assert "stand in the test data of 'udiat'" in refused.err
+    assert not pretrained
+    assert excluded.code == 0, excluded.err
+    assert any(
+        "3 test images have a near-duplicate in the corpus, which were left out" in n for n in excluded.data["notes"]
+    )
+
+
+def test_published_folds_are_used_where_they_exist(command: Command) -> None:
+    root = generated(command, "tn3k", 40)
+
+    outcome = command("data", "folds", "tn3k", "--data-root", f"tn3k={root}", "-o", "folds.json")
+
+    assert outcome.code == 0, outcome.err
+    assert "published folds" in outcome.out
+    assert "fixed test" in outcome.out
+
+
+def test_an_audit_names_near_duplicates(command: Command) -> None:
+    root = generated(command, "udiat")
+    Path("copies").mkdir()
+    (Path("copies") / "twin.png").write_bytes((root / "original" / "000001.png").read_bytes())
+
+    found = command(
+        "data",
+        "audit",
+        "images",
+        "udiat",
+        "--test",
+        "udiat",
+        "--data-root",
+        "images=copies",
+        "--data-root",
+        f"udiat={root}",
+    )
+
+    assert found.code == 0, found.err
+    assert "images holds 1 images of udiat" in found.out
+    assert "twin.png ~ original/000001.png (0 bits)" in found.out

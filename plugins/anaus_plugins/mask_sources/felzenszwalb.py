@@ -33,7 +33,10 @@ class FelzenszwalbSettings(Settings):
 
 
 class Felzenszwalb(MaskSource[FelzenszwalbSettings]):
-    """Greedy merging of a pixel graph; ids by decreasing area, black margins are one region."""
+    """Felzenszwalb and Huttenlocher's graph segmentation, as DetCon uses it.
+
+    Greedy merging of a pixel graph; ids by decreasing area, black margins are one region.
+    """
 
     name = "felzenszwalb"
     per_image = True

@@ -24,7 +24,10 @@ class GridSettings(Settings):
 
 
 class Grid(MaskSource[GridSettings]):
-    """`cells` x `cells` equal rectangles of every picture, up to a pixel; black margins are one region."""
+    """Equal rectangles: the control that knows nothing of the image.
+
+    `cells` x `cells` equal rectangles of every picture, up to a pixel; black margins are one region.
+    """
 
     name = "grid"
     settings_class = GridSettings

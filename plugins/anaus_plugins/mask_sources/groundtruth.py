@@ -23,7 +23,10 @@ class GroundTruthSettings(Settings):
 
 
 class GroundTruth(MaskSource[GroundTruthSettings]):
-    """Regions of the ground truth; id 0 is what no mask marks."""
+    """The ground truth: the oracle.
+
+    Regions of the ground truth; id 0 is what no mask marks.
+    """
 
     name = "groundtruth"
     settings_class = GroundTruthSettings

@@ -48,7 +48,10 @@ class KMeansSettings(Settings):
 
 
 class KMeans(MaskSource[KMeansSettings]):
-    """Partitions the image: no background, regions need not be connected."""
+    """Superpixels grouped by K-means of their features, per image.
+
+    Partitions the image: no background, regions need not be connected.
+    """
 
     name = "kmeans"
     per_image = True

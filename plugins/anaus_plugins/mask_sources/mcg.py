@@ -46,7 +46,10 @@ class MCGSettings(Settings):
 
 
 class MCG(MaskSource[MCGSettings]):
-    """A partition: ids by decreasing area, black margins are one region beside those of the cut."""
+    """Multiscale contour hierarchy cut into a few regions (MCG-style).
+
+    A partition: ids by decreasing area, black margins are one region beside those of the cut.
+    """
 
     name = "mcg"
     per_image = True

@@ -72,7 +72,10 @@ class SAMSettings(Settings):
 
 
 class SAM(MaskSource[SAMSettings]):
-    """Painted proposals: id 0 is what none covers, the whole image where SAM finds nothing."""
+    """SAM without adaptation, in everything mode.
+
+    Painted proposals: id 0 is what none covers, the whole image where SAM finds nothing.
+    """
 
     name = "sam"
     settings_class = SAMSettings

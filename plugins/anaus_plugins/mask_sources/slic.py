@@ -30,7 +30,10 @@ class SLICSettings(Settings):
 
 
 class SLIC(MaskSource[SLICSettings]):
-    """K-means of position and grey level with local search; connected superpixels, black margins are one region."""
+    """SLIC superpixels.
+
+    K-means of position and grey level with local search; connected superpixels, black margins are one region.
+    """
 
     name = "slic"
     per_image = True

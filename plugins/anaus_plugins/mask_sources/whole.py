@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Whole(MaskSource[Settings]):
-    """One region per image, letterbox included."""
+    """The whole image as one region: the control without regions.
+
+    One region per image, letterbox included.
+    """
 
     name = "whole"
 

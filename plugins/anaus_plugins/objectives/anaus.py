@@ -163,7 +163,10 @@ class AnaUSSettings(Settings):
 
 
 class AnaUS(Objective[AnaUSSettings]):
-    """Networks: `encoder`, `projectors` and `predictors` by stride; `target_encoder` and `target_projectors`."""
+    """Contrasts anatomical regions of two views at several scales and predicts a damaged crop's features.
+
+    Networks: `encoder`, `projectors` and `predictors` by stride; `target_encoder` and `target_projectors`.
+    """
 
     name = "anaus"
     settings_class = AnaUSSettings

@@ -72,7 +72,10 @@ class AWCLSettings(Settings):
 
 
 class AWCL(Objective[AWCLSettings]):
-    """Networks: `encoder` and `projector`. The sampler's weight of an image is the number of its anatomy."""
+    """Contrasts images of one anatomy against the others; SimCLR where the anatomy is unknown.
+
+    Networks: `encoder` and `projector`. The sampler's weight of an image is the number of its anatomy.
+    """
 
     name = "awcl"
     settings_class = AWCLSettings

@@ -40,7 +40,10 @@ class BYOLSettings(Settings):
 
 
 class BYOL(Objective[BYOLSettings]):
-    """Networks: `encoder`, `projector`, `predictor`; `target_encoder`, `target_projector`."""
+    """One view predicts the other one's projection by a slowly moving target; no negatives.
+
+    Networks: `encoder`, `projector`, `predictor`; `target_encoder`, `target_projector`.
+    """
 
     name = "byol"
     settings_class = BYOLSettings

@@ -55,7 +55,10 @@ class DINOSettings(Settings):
 
 
 class DINO(Objective[DINOSettings]):
-    """Networks: `encoder`, `head`; the teacher's `target_encoder`, `target_head`; `targets` with the centre."""
+    """A student matches the centred, sharpened outputs of its moving average.
+
+    Networks: `encoder`, `head`; the teacher's `target_encoder`, `target_head`; `targets` with the centre.
+    """
 
     name = "dino"
     settings_class = DINOSettings

@@ -53,7 +53,9 @@ class FixMatchSettings(Settings):
 
 
 class FixMatch(Objective[FixMatchSettings]):
-    """Networks: `encoder`, `classifier`; `average_encoder`.
+    """Learns labels, and its own confident guesses on weak views as labels of strong views.
+
+    Networks: `encoder`, `classifier`; `average_encoder`.
 
     An item is a labelled image and `unlabelled` others, so that a step passes batch x (1 + 2 mu) views.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ImageNet(Objective[Settings]):
-    """An initialisation: it builds an encoder and is not trained."""
+    """Weights trained on ImageNet, not trained further."""
 
     name = "imagenet"
     reference = "He et al., Deep residual learning, CVPR 2016; weights IMAGENET1K_V1 of torchvision"

@@ -63,7 +63,10 @@ class IVPPSettings(Settings):
 
 
 class IVPP(Objective[IVPPSettings]):
-    """Networks: `encoder` and `projector`. An item is two frames of a clip, which may be the same."""
+    """Contrasts near frames of a clip, weighted by their distance (SimCLR, VICReg or Barlow Twins).
+
+    Networks: `encoder` and `projector`. An item is two frames of a clip, which may be the same.
+    """
 
     name = "ivpp"
     settings_class = IVPPSettings

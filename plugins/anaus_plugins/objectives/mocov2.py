@@ -54,7 +54,10 @@ class MoCoV2Settings(Settings):
 
 
 class MoCoV2(Objective[MoCoV2Settings]):
-    """Networks: `encoder`, `projector`; `target_encoder`, `target_projector` for the keys; the `queue`."""
+    """Contrasts a view with the other one against a queue of keys of a slowly moving encoder.
+
+    Networks: `encoder`, `projector`; `target_encoder`, `target_projector` for the keys; the `queue`.
+    """
 
     name = "mocov2"
     settings_class = MoCoV2Settings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Random(Objective[Settings]):
-    """An initialisation: it builds an encoder and is not trained."""
+    """A random start, not trained."""
 
     name = "random"
     reference = "He et al., Deep residual learning, CVPR 2016 (initialisation of torchvision's ResNet)"

@@ -40,7 +40,10 @@ class SimCLRSettings(Settings):
 
 
 class SimCLR(Objective[SimCLRSettings]):
-    """Networks: `encoder` and `projector`; each view passes on its own, so batch norm sees B images."""
+    """Contrasts two views of an image against all other images of the batch.
+
+    Networks: `encoder` and `projector`; each view passes on its own, so batch norm sees B images.
+    """
 
     name = "simclr"
     settings_class = SimCLRSettings

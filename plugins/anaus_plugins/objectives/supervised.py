@@ -30,7 +30,10 @@ class SupervisedSettings(Settings):
 
 
 class Supervised(Objective[SupervisedSettings]):
-    """Networks: `encoder` and the linear `classifier`."""
+    """Learns the class labels of the corpus.
+
+    Networks: `encoder` and the linear `classifier`.
+    """
 
     name = "supervised"
     settings_class = SupervisedSettings

@@ -52,7 +52,9 @@ class USCLSettings(Settings):
 
 
 class USCL(Objective[USCLSettings]):
-    """Networks: `encoder`, `projector` and, where there are classes to learn, the linear `classifier` of projections.
+    """Contrasts mixtures of frames of a clip, and learns the clips' labels where there are any.
+
+    Networks: `encoder`, `projector` and, where there are classes to learn, the linear `classifier` of projections.
 
     An item is three frames of a clip: the anchor and one to be mixed into each view.
     """

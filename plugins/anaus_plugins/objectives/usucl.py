@@ -67,7 +67,9 @@ class USUCLSettings(Settings):
 
 
 class USUCL(Objective[USUCLSettings]):
-    """Networks: `encoder`, `projector`; `target_encoder`, `target_projector` for the keys.
+    """Contrasts neighbouring frames of a clip against distant ones and other clips, near to hard.
+
+    Networks: `encoder`, `projector`; `target_encoder`, `target_projector` for the keys.
 
     An item is an anchor, a neighbour and N far frames, so that a step trains on batch x (1 + N) images. Clips of fewer
     than three frames are left out.

@@ -33,7 +33,10 @@ class VICRegSettings(Settings):
 
 
 class VICReg(Objective[VICRegSettings]):
-    """Networks: `encoder` and `expander`."""
+    """Draws two views together while every output keeps its variance and its own content.
+
+    Networks: `encoder` and `expander`.
+    """
 
     name = "vicreg"
     settings_class = VICRegSettings
