@@ -71,7 +71,16 @@ class PretrainSettings(Settings):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {"init": "random", "lars": "official"},
-        "demo": {"size": 64, "batch": 16, "steps": 40, "init": "random"},
+        # LARS hardly moves in so few steps of so few images.
+        "demo": {
+            "size": 64,
+            "batch": 16,
+            "steps": 40,
+            "init": "random",
+            "optimiser": "adamw",
+            "base_lr": 1e-3,
+            "lr_scaling": False,
+        },
         "tiny": {"size": 32, "batch": 4, "steps": 2, "init": "random"},
     }
 
