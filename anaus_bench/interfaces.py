@@ -306,10 +306,12 @@ class Task(Plugin[S]):
     Attributes:
         dataset: Name of the data set.
         metrics: Columns of the table; the first is the headline.
+        split_settings: Settings that shape `select` and the folds; the others leave the folds as they are.
     """
 
     dataset: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
+    split_settings: ClassVar[tuple[str, ...]] = ("folds", "fold_seed")
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples that take part, in order; all by default."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
+from anaus_bench.seeds import step_seed
 
 LOG_EVERY = 20
 
@@ -131,14 +132,6 @@ class _Run:
         self.log.append({"step": float(self.done), **means})
         self.flushed, self.pending, self.sums = self.pending, 0, {}
         return means
-
-
-def step_seed(seed: int, step: int) -> int:
-    """A seed in [0, 2**63) from (seed, step) by a fixed mixing function (splitmix64), the same on every platform."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
-    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-    return (mixed ^ (mixed >> 31)) >> 1
 
 
 @contextmanager

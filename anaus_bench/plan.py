@@ -201,9 +201,11 @@ class _Planner:
         self._check_masks(objective)
         data_spec, data_inputs, data_roots = self.data(task.dataset, "task")
         task_spec = {"task": registry.spec("tasks", task), "dataset": data_spec}
-        audit = self._audit(task, task_spec, data_inputs, data_roots) if objective.trains else None
+        kept = {name: value for name, value in task_spec["task"]["settings"].items() if name in task.split_settings}
+        split_spec = {**task_spec, "task": {**task_spec["task"], "settings": kept}}
+        audit = self._audit(task, split_spec, data_inputs, data_roots) if objective.trains else None
         pretrain, fit = self._pretrain(objective, source, audit)
-        folds = Stage("folds", f"folds of {task.name}", task_spec, data_inputs, data_roots)
+        folds = Stage("folds", f"folds of {task.name}", split_spec, data_inputs, data_roots)
         tests = [
             Stage(
                 "finetune",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anaus_bench.loop import step_seed
+from anaus_bench.seeds import step_seed
 
 
 def damage(images: Tensor, *, patch: int, shuffle: float, noise: float, occlusion: float, seed: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anaus_bench.data.corpus import PackedCorpus
 from anaus_bench.errors import CountMismatch, DataError, LabelError
-from anaus_bench.loop import step_seed
+from anaus_bench.seeds import step_seed
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anaus_bench.data.randaugment import Operations, apply_operations, draw_operations
-from anaus_bench.loop import step_seed
+from anaus_bench.seeds import step_seed
 
 CROP_TRIES = 10
 BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels

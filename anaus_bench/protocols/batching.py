@@ -23,7 +23,7 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 
     The last batch of an epoch holds what is left.
     """
-    from anaus_bench.loop import step_seed
+    from anaus_bench.seeds import step_seed
 
     epoch, position = divmod(step, steps_per_epoch(count, batch_size))
     generator = torch.Generator().manual_seed(step_seed(seed, epoch))
@@ -33,7 +33,7 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator for a step's augmentation."""
-    from anaus_bench.loop import step_seed
+    from anaus_bench.seeds import step_seed
 
     return torch.Generator().manual_seed(step_seed(seed, step))
 

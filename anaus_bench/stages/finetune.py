@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from anaus_bench.interfaces import StageContext, StageInputs
-from anaus_bench.loop import step_seed
 from anaus_bench.nn.encoder import load_encoder
 from anaus_bench.registry import Registry
+from anaus_bench.seeds import step_seed
 from anaus_bench.stages.folds import open_task, read_folds
 
 

@@ -17,12 +17,13 @@ from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.data.views import View, make_batch
 from anaus_bench.errors import LabelError
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
-from anaus_bench.loop import Clock, step_seed, train
+from anaus_bench.loop import Clock, train
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_imagenet, save_encoder
 from anaus_bench.nn.lars import LARS, parameter_groups
 from anaus_bench.nn.schedules import warmup_cosine
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows
+from anaus_bench.seeds import step_seed
 
 RESIDENT_SHARE = 0.4  # of the free device memory: up to here the corpus is kept on the device
 

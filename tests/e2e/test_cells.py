@@ -73,6 +73,21 @@ def test_cells_share_stages(command: Command) -> None:
     assert states["finetune"] == states["score"] == "to run"
 
 
+def test_the_folds_do_not_depend_on_how_a_task_trains(command: Command) -> None:
+    cell = ("--preset", "tiny", "--json", "--method", "byol", "--task", "busi-cls")
+
+    plans = [command("plan", *cell, *words).data["stages"] for words in ((), ("--set", "task.epochs=7"))]
+
+    first, second = ({stage["kind"]: stage["key"] for stage in stages} for stages in plans)
+    assert {kind for kind in first if first[kind] == second[kind]} == {
+        "phantoms",
+        "corpus",
+        "audit",
+        "folds",
+        "pretrain",
+    }
+
+
 def test_plan_names_the_field_that_makes_a_stage_new(command: Command) -> None:
     cell = ("--preset", "tiny", "--method", "anaus", "--masks", "groundtruth", "--task", "busi-cls")
     assert command("run", *cell).code == 0

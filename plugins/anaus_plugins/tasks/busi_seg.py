@@ -34,6 +34,7 @@ class BUSISegmentation(SegmentationTask[BUSISegmentationSettings]):
     dataset = "busi"
     settings_class = BUSISegmentationSettings
     metrics = (DICE, HAUSDORFF, PPV, SENSITIVITY)
+    split_settings = ("folds", "fold_seed", "include_normal")
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """Images with a lesion, and with `include_normal` all."""

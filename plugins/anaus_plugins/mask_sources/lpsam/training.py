@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from anaus_bench.data.corpus import PackedCorpus
 from anaus_bench.errors import DataError
 from anaus_bench.interfaces import StageContext, batches
-from anaus_bench.loop import step_seed, train
+from anaus_bench.loop import train
+from anaus_bench.seeds import step_seed
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
