@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import masks, steps, views
+from benchmarks.speed import masks, prepare, steps, views
 from benchmarks.speed.timing import machine
+
+PARTS = ["views", "prepare", "steps", "masks"]
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median is taken")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--methods", nargs="+", default=sorted(steps.PASSES), help="objectives to time")
-    parser.add_argument("--only", nargs="+", choices=["views", "steps", "masks"], default=["views", "steps", "masks"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = parser.parse_args()
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
@@ -31,6 +33,8 @@ def main() -> None:
     }
     if "views" in given.only:
         found["views"] = views.measure(repeats=given.repeats)
+    if "prepare" in given.only:
+        found["prepare"] = prepare.measure()
     if "steps" in given.only:
         found["steps"] = [
             steps.measure(method, given.batch, given.size, given.device, given.repeats, given.precision)

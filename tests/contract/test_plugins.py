@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from anaus_bench.cell import PretrainSettings
+from anaus_bench.config import PRESETS, resolve
 from anaus_bench.interfaces import Task
 from anaus_bench.registry import Registry
 from anaus_bench.testing import check_dataset, check_description, check_mask_source, check_objective, silent_context
@@ -36,3 +38,12 @@ def test_task(name: str) -> None:
     assert task.metrics
     assert task.dataset in REGISTRY.names("datasets")
     assert task.settings.folds >= 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", REGISTRY.names("objectives"))
+def test_the_recipes_of_an_objective_are_valid_settings_of_pre_training(name: str) -> None:
+    recipes = REGISTRY.get("objectives", name).recipes
+
+    assert set(recipes) <= set(PRESETS)
+    for preset in PRESETS:
+        resolve(PretrainSettings, "pretrain", preset, recipes.get(preset))
