@@ -94,7 +94,8 @@ def train(
                 tracker.advance(run.done, images=run.flushed * images_per_step, waited=clock.waited, values=means)
                 clock.waited = 0.0
             stop = interrupted.is_set()
-            if stop or time.monotonic() - saved_at >= ctx.checkpoint_seconds:
+            # A finished loop is saved as well: the stage may have another one after it.
+            if stop or run.done == steps or time.monotonic() - saved_at >= ctx.checkpoint_seconds:
                 _save(checkpoint, run, stateful)
                 saved_at = time.monotonic()
             if stop:

@@ -352,8 +352,9 @@ def _logits(network: nn.ModuleDict, views: Tensor, settings: ClassificationSetti
     with torch.autocast(
         views.device.type, torch.bfloat16, enabled=settings.precision == "bf16" and views.device.type == "cuda"
     ):
-        logits: Tensor = network["head"](_encoder(network).vector(views))
-    return logits.float()
+        (last,) = _encoder(network)(views, (32,)).values()
+    logits: Tensor = network["head"](last.float().mean(dim=(2, 3)))  # float32: close probabilities stay apart
+    return logits
 
 
 def _encoder(network: nn.ModuleDict) -> Encoder:

@@ -76,15 +76,20 @@ class LPSAMNetwork(nn.Module):
         logits, iou = self.decode(embedding.repeat_interleave(maps, dim=0), prompts.flatten(0, 1))
         return logits.view(count, maps, *logits.shape[1:]), iou.view(count, maps)
 
+    def positions(self) -> Tensor:
+        """SAM's dense positional code (1, dim, H, W), in float32: bf16 would blur it by a fraction of a pixel."""
+        code = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+        with torch.autocast(code.device.type, enabled=False):
+            dense: Tensor = self.prompt_encoder.get_dense_pe()
+        return dense
+
     def latent_prompts(self, images: Tensor, embedding: Tensor) -> Tensor:
         """Sparse prompts of each map (B, K, T, dim): one token for each of K classes, or all T tokens for one map."""
-        queries: Tensor = self.prompt_engine(images, embedding, self.prompt_encoder.get_dense_pe())
+        queries: Tensor = self.prompt_engine(images, embedding, self.positions())
         return queries[:, :, None] if self.per_class else queries[:, None]
 
     def decode(self, embedding: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, dim, H, W), sparse prompts (N, T, dim) -> logits (N, 4H, 4W), predicted IoU (N,)."""
         dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        decoded: tuple[Tensor, Tensor] = self.mask_decoder(
-            embedding, self.prompt_encoder.get_dense_pe(), prompts, dense
-        )
+        decoded: tuple[Tensor, Tensor] = self.mask_decoder(embedding, self.positions(), prompts, dense)
         return decoded

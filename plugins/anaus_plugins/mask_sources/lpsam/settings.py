@@ -129,6 +129,8 @@ class LPSAMSettings(Settings):
             "dice": "batch",
             "batch": (8, 32),
             "epochs": (200, 200),
+            "min_iou": 0.0,
+            "min_probability": 0.0,
         },
         "demo": {
             "pairs": "phantom",

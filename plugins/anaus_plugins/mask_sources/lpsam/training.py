@@ -251,6 +251,10 @@ class ClickStage:
 
     def _prompts(self, targets: Tensor, generator: torch.Generator) -> Tensor:
         """Click and padding (B, 2, dim), or click and box corners, padded where no box is given (B, 3, dim)."""
+        with torch.autocast(targets.device.type, enabled=False):
+            return self._float_prompts(targets, generator)
+
+    def _float_prompts(self, targets: Tensor, generator: torch.Generator) -> Tensor:
         encoder = self.net.prompt_encoder
         clicks: Tensor = encoder(points=random_clicks(targets, generator), boxes=None, masks=None)[0]
         if self.box_prompt == 0:
