@@ -572,6 +572,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        text = (
+            f"error: {str(error.filename)!r} cannot be read or written ({error.strerror}); check --store and --output"
+        )
+        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
 
 
 def _execute(
@@ -624,7 +630,9 @@ def _build_masks(
     for name in names:
         cell = Cell("", "", name, corpus, seed=seed, preset=preset, overrides=overrides)
         stages[name] = masks_stage(cell, registry, roots)
-        _execute(pending([stages[name]], store), registry, store, "local", device, say, quiet, None)
+        _execute(
+            pending([stages[name]], store), registry, store, "local", device, say, quiet, overrides.get("executor")
+        )
     return stages
 
 

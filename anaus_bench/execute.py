@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from anaus_bench import __version__
-from anaus_bench.errors import StoreError
+from anaus_bench.errors import SettingsError, StoreError
 from anaus_bench.interfaces import Progress, StageContext, StageInputs
 from anaus_bench.plan import Stage
 from anaus_bench.registry import Registry
@@ -72,17 +72,22 @@ class Runner:
                 "pass another --store; finished stages are kept"
             ) from error
         self.done.append(stage.key)
-        self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
+        try:
+            self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
+        except Exception as error:  # an extension is anybody's code; the stage is done and published
+            self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
         return record
 
     def _execute(self, stage: Stage, place: Workplace) -> Record:
         import torch
 
+        below = [self.store.record(other.kind, other.key) for other in stage.inputs.values()]
         inputs = StageInputs(
-            {role: self.store.open(below.kind, below.key) for role, below in stage.inputs.items()},
+            {role: self.store.open(other.kind, other.key) for role, other in stage.inputs.items()},
             {name: Path(root) for name, root in stage.roots.items()},
+            phantom=any(record is not None and record["phantom"] for record in below),
         )
-        device = torch.device(self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        device = _device(self.device)
         seed = int(stage.spec.get("seed", 0))
         ctx = StageContext(place.out, place.resume, device, seed, self.progress, self.checkpoint_seconds)
         module = importlib.import_module(f"anaus_bench.stages.{stage.kind}")
@@ -91,7 +96,6 @@ class Runner:
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self.progress.note(stage.title)
         result: dict[str, Any] = module.run(stage.spec, inputs, ctx, self.registry)
-        below = [self.store.record(other.kind, other.key) for other in stage.inputs.values()]
         record = {
             "kind": stage.kind,
             "key": stage.key,
@@ -100,7 +104,7 @@ class Runner:
             "inputs": {role: other.key for role, other in stage.inputs.items()},
             "roots": dict(stage.roots),
             "labels": dict(stage.labels),
-            "phantom": bool(result.pop("phantom", False)) or any(other and other["phantom"] for other in below),
+            "phantom": bool(result.pop("phantom", False)) or inputs.phantom,
             "result": result,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -111,6 +115,23 @@ class Runner:
             "machine": machine(device),
         }
         return self.store.publish(stage.kind, stage.key, place, record)
+
+
+def _device(name: str) -> Any:
+    """The torch device of this name; `auto` is the first CUDA device, else the CPU.
+
+    Raises:
+        SettingsError: Unknown, or not there.
+    """
+    import torch
+
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {name!r} cannot be used ({reason}); pass auto, cpu, cuda or cuda:N") from error
+    return device
 
 
 def machine(device: Any) -> dict[str, Any]:

@@ -395,10 +395,12 @@ class StageInputs:
     Attributes:
         folders: Role -> folder of the input's artifact.
         roots: Data set name -> folder of the user's data.
+        phantom: Whether any of the inputs rests on generated images.
     """
 
     folders: Mapping[str, Path]
     roots: Mapping[str, Path]
+    phantom: bool = False
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

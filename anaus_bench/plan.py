@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anaus_bench.cell import CORE_SETTINGS, Cell, CorpusSettings, PhantomSettings, PretrainSettings
+from anaus_bench.cell import CORE_SETTINGS, CORPORA, Cell, CorpusSettings, PhantomSettings, PretrainSettings
 from anaus_bench.config import PRESETS, check_known, merge, resolve
 from anaus_bench.errors import DataError, DatasetNotFound, LeakageError, SettingsError
 from anaus_bench.interfaces import Dataset, Index, MaskSource, Objective, Task
@@ -187,9 +187,19 @@ class _Planner:
         check_known(
             "section of settings", cell.overrides, [*CORE_SETTINGS, *(section for _, section in KINDS.values())]
         )
+        known = registry.names("datasets")
+        self.roots = {CORPORA.get(name, name): folder for name, folder in roots.items()}
+        check_known("data set", self.roots, known)
+        for section, values in cell.overrides.items():
+            if not isinstance(values, Mapping):
+                raise SettingsError(
+                    f"--set {section}={values!r}: {section} is a section; write --set {section}.NAME=VALUE"
+                )
+        check_known("data set", cell.overrides.get("data", {}), known)
+        if cell.masks is None and cell.overrides.get("masks"):
+            raise SettingsError("--set masks.* sets a mask source; pass --masks as well")
         self.cell = cell
         self.registry = registry
-        self.roots = roots
         self.notes: list[str] = []
 
     def plan(self) -> Plan:
@@ -199,6 +209,7 @@ class _Planner:
         task: Task[Any] = registry.create("tasks", cell.task, cell.preset, overrides.get("task"))
         source = self.mask_source(cell.masks) if cell.masks is not None else None
         self._check_masks(objective)
+        self._check_pairs(source, task)
         data_spec, data_inputs, data_roots = self.data(task.dataset, "task")
         task_spec = {"task": registry.spec("tasks", task), "dataset": data_spec}
         kept = {name: value for name, value in task_spec["task"]["settings"].items() if name in task.split_settings}
@@ -348,6 +359,16 @@ class _Planner:
         takes = "masks" in objective.needs or objective.makes_own_groups
         if name is not None and not takes:
             raise SettingsError(f"objective {objective.name!r} uses no masks; leave --masks {name} out")
+
+    def _check_pairs(self, source: MaskSource[Any] | None, task: Task[Any]) -> None:
+        """A mask source must not have seen the ground truth of the task's test folds."""
+        if source is None or not source.learned or self._is_generated(task.dataset):
+            return
+        if task.dataset in source.paired_corpora().split("+"):
+            text = f"mask source {source.name!r} is fitted on {task.dataset!r}, on which task {task.name!r} tests"
+            if self._core(CorpusSettings, "corpus").overlap != "allow":
+                raise LeakageError(f"{text}; leave it out of masks.pairs, or say --set corpus.overlap=allow")
+            self.notes.append(text)
 
     def _core(self, cls: Any, section: str) -> Any:
         return resolve(cls, section, self.cell.preset, self.cell.overrides.get(section))

@@ -44,6 +44,7 @@ def draw_preview(stages: Mapping[str, Stage], store: Store, path: Path, count: i
         name: np.load(store.open(stage.kind, stage.key) / "label_maps.npy", mmap_mode="r")
         for name, stage in stages.items()
     }
+    phantom = any((store.record(stage.kind, stage.key) or {}).get("phantom") for stage in stages.values())
     rows = []
     for number in np.linspace(0, len(corpus) - 1, min(count, len(corpus))).round().astype(int):
         entry = corpus.entries[number]
@@ -57,7 +58,7 @@ def draw_preview(stages: Mapping[str, Stage], store: Store, path: Path, count: i
             Column(name, image, regions=np.asarray(label_maps[number][inside])) for name, label_maps in maps.items()
         ]
         rows.append((entry.sample_id, columns))
-    draw_panel(rows, path, title="regions of mask sources", mark="generated phantoms" if corpus.phantom else "")
+    draw_panel(rows, path, title="regions of mask sources", mark="generated phantoms" if phantom else "")
 
 
 def score_table(stages: Mapping[str, Stage], store: Store) -> Table:

@@ -7,6 +7,7 @@ plugin that fails to import.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -185,4 +186,4 @@ def _owner(entry: importlib.metadata.EntryPoint) -> str:
 
 
 def _module_name(file: Path) -> str:
-    return f"anaus_plugin_file_{file.stem}"
+    return f"anaus_plugin_file_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"

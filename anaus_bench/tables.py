@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Metric
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store
@@ -44,7 +45,13 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
     chosen: dict[tuple[str, bool], list[Record]] = {}
     for record in store.records("score"):
         chosen.setdefault((record["spec"]["task"]["name"], record["phantom"]), []).append(record)
-    return [_task_table(records, registry.get("tasks", task).metrics) for (task, _), records in sorted(chosen.items())]
+    tables = []
+    for (task, _), records in sorted(chosen.items()):
+        try:
+            tables.append(_task_table(records, registry.get("tasks", task).metrics))
+        except PluginError as error:  # such as a task of a file that is not given this time
+            tables.append(Table(task, ("not shown",), ((str(error),),)))
+    return tables
 
 
 def markdown(table: Table) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from anaus_bench.data.audit import Part, audit, part_of
+from anaus_bench.data.audit import Part, near_between, part_of, shared_clips
 from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.data.near_duplicates import BITS, NEAR, close_blocks, image_hashes, perceptual_hash
 from anaus_bench.errors import LeakageError
@@ -27,7 +27,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     corpus = open_corpus(inputs.folders["corpus"])
     known = _part_of_corpus(corpus)
     tests = part_of(index, image_hashes(dataset, index), dataset.groups(index))
-    between = audit({"corpus": known, dataset.name: tests}, [dataset.name])["between"][f"corpus|{dataset.name}"]
+    between = {**near_between(known, tests), "clips": shared_clips(known.clips, tests.clips)}
     clips = {clip for clip, _ in between["clips"]}
     rows = {row for row, clip in enumerate(known.clips) if clip in clips}
     for near, _ in close_blocks(known.hashes, tests.hashes, NEAR):
@@ -62,5 +62,5 @@ def _part_of_corpus(corpus: PackedCorpus) -> Part:
         [f"{entry.dataset}:{entry.sample_id}" for entry in corpus.entries],
         [entry.group_id for entry in corpus.entries],
         [None] * len(corpus),
-        [entry.video_id for entry in corpus.entries],
+        [None if e.video_id is None else e.video_id.removeprefix(f"{e.dataset}:") for e in corpus.entries],
     )

@@ -36,10 +36,13 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     classes = [f"{dataset.name}:{name}" for dataset, _ in opened for name in dataset.classes]
     shape = (sum(len(index.samples) for _, index in opened), spec["size"], spec["size"])
     held = ctx.resume / "boxes.json"
-    boxes: list[Box] = [tuple(box) for box in json.loads(held.read_text())] if held.exists() else []
-    mode = "r+" if boxes else "w+"
-    for name in ["images", *(["truth"] if structures else [])]:
-        open_memmap(ctx.resume / f"{name}.npy", mode=mode, dtype=np.uint8, shape=shape)
+    paths = [ctx.resume / f"{name}.npy" for name in ["images", *(["truth"] if structures else [])]]
+    kept = held.exists() and all(path.exists() for path in paths)
+    boxes: list[Box] = [tuple(box) for box in json.loads(held.read_text())] if kept else []
+    if not kept:
+        for path in paths:
+            open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            reserve(path)
     entries: list[Entry] = []
     kept_at = time.monotonic()
     with ctx.progress.track("pack", shape[0], done=len(boxes)) as tracker:
@@ -56,7 +59,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
                     _keep(held, boxes)
                     kept_at = time.monotonic()
                 tracker.advance(len(boxes), images=part.stop - part.start, waited=0.0)
-    for path in ctx.resume.glob("*.npy"):
+    for path in paths:
         os.replace(path, ctx.out / path.name)
     entries = [dataclasses.replace(entry, box=box) for entry, box in zip(entries, boxes, strict=True)]
     annotated = {dataset.name: tuple(structures.index(s) + 1 for s in dataset.structures) for dataset, _ in opened}
@@ -73,6 +76,17 @@ def check_unchanged(name: str, spec: Mapping[str, Any], index: Index) -> None:
     """
     if spec.get("fingerprint", index.fingerprint) != index.fingerprint:
         raise CountMismatch(f"{name}: the files under {str(index.root)!r} changed since the plan was made; run again")
+
+
+def reserve(path: Path) -> None:
+    """Takes the file's whole space now: a full disk is then an error here, and not a crash at some later page.
+
+    Raises:
+        OSError: No space left.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 def _open(name: str, spec: Mapping[str, Any], root: Path, registry: Registry) -> tuple[Dataset[Any], Index]:

@@ -23,6 +23,7 @@ from anaus_bench.mask_scores import Row, score_masks, stability, summarise
 from anaus_bench.parallel import in_processes
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows
+from anaus_bench.stages.corpus import reserve
 
 BATCH = 16
 POOL_FROM = 200  # images from which starting worker processes pays
@@ -52,8 +53,8 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         for part, (maps, rows) in zip(parts, found, strict=True):
             held.add(part, maps, rows)
             tracker.advance(part.stop, images=part.stop - part.start, waited=0.0)
-    held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
     scores = summarise(held.rows) | ({} if source.needs_truth else _stability(source, corpus, ctx.device))
+    held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
     return {"scores": scores, **source.describe()}
 
 
@@ -81,9 +82,12 @@ class _Held:
 
     def __init__(self, folder: Path, corpus: PackedCorpus, save_seconds: float) -> None:
         self.maps_path, self.rows_path = folder / "label_maps.npy", folder / "rows.json"
-        self.rows: list[Row] = json.loads(self.rows_path.read_text()) if self.rows_path.exists() else []
+        kept = self.rows_path.exists() and self.maps_path.exists()
+        self.rows: list[Row] = json.loads(self.rows_path.read_text()) if kept else []
         mode = "r+" if self.rows else "w+"
         self.maps = open_memmap(self.maps_path, mode=mode, dtype=np.uint8, shape=corpus.images.shape)
+        if not kept:
+            reserve(self.maps_path)
         self.save_seconds, self.saved_at = save_seconds, time.monotonic()
 
     @property

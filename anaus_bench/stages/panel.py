@@ -29,6 +29,8 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     source = None
     if spec["masks"] is not None:
         source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
+        if source.needs_truth and any(case.read().mask is None for _, case in chosen):
+            source = None  # an oracle has nothing to show here
     rows = []
     for fold, case in chosen:
         picture = case.read()
@@ -41,7 +43,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
             columns.append(Column("ground truth", picture.image, contour=truth, colour="lime"))
         columns.append(Column("prediction", picture.image, contour=predicted, colour="orange", caption=caption))
         rows.append((case.sample.sample_id, columns))
-    mark = "generated phantoms" if index.phantom else ""
+    mark = "generated phantoms" if index.phantom else "pre-trained on phantoms" if inputs.phantom else ""
     draw_panel(rows, ctx.out / "panel.png", title=task.name, mark=mark)
     return {"cases": [case.sample.sample_id for _, case in chosen], "phantom": index.phantom}
 

@@ -16,7 +16,7 @@ from anaus_bench.cell import PretrainSettings
 from anaus_bench.data.corpus import PackedCorpus, open_corpus
 from anaus_bench.data.views import View, make_batch
 from anaus_bench.errors import LabelError
-from anaus_bench.interfaces import Objective, StageContext, StageInputs
+from anaus_bench.interfaces import Objective, StageContext, StageInputs, batches
 from anaus_bench.loop import Clock, train
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_imagenet, save_encoder
 from anaus_bench.nn.lars import LARS, parameter_groups
@@ -50,7 +50,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
             overlapping = json.loads((inputs.folders["audit"] / "audit.json").read_text())["rows"]
             kept = np.delete(kept, overlapping)
         result |= _train(objective, encoder, corpus, label_maps, kept, settings, ctx)
-        result["phantom"] = corpus.phantom
+        result["phantom"] = corpus.phantom or inputs.phantom
     card = EncoderCard(
         encoder.arch, objective.finest_stride(), view.mean, view.std, objective.name, start, result["phantom"]
     )
@@ -158,4 +158,9 @@ def _resident(array: np.ndarray, device: torch.device) -> Tensor | np.ndarray:
     if device.type != "cuda":
         return array
     free, _ = torch.cuda.mem_get_info(device)
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device) if array.nbytes < RESIDENT_SHARE * free else array
+    if array.nbytes >= RESIDENT_SHARE * free:
+        return array
+    held = torch.empty(array.shape, dtype=torch.uint8, device=device)
+    for part in batches(len(array), 4096):
+        held[part] = torch.tensor(array[part], device=device)
+    return held

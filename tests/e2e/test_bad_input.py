@@ -71,6 +71,10 @@ def test_without_data_the_error_says_what_it_is_how_to_get_it_and_that_demo_runs
         ((*TINY, "udiat", "--data-root", "somewhere"), ("'somewhere'", "NAME=PATH")),
         ((*TINY, "udiat", "--corpus", "nowhere", "--method", "byol"), ("unknown data set 'nowhere'", "phantom")),
         ((*TINY, "udiat", "--plugin", "absent.py"), ("absent.py", "not found")),
+        ((*TINY, "udiat", "--data-root", "udait=somewhere"), ("unknown data set 'udait'", "did you mean 'udiat'")),
+        ((*TINY, "udiat", "--set", "data.bussi.x=3"), ("unknown data set 'bussi'", "did you mean 'busi'")),
+        ((*TINY, "udiat", "--set", "pretrain=fast"), ("pretrain is a section", "pretrain.NAME=VALUE")),
+        ((*TINY, "udiat", "--set", "masks.foo=1"), ("pass --masks",)),
         (("show", "method", "byoll"), ("did you mean 'byol'",)),
         (("list", "method"), ("unknown kind 'method'", "did you mean 'methods'")),
         (("table",), ("no results yet", "anaus-bench run")),
@@ -263,3 +267,20 @@ def test_a_corpus_smaller_than_a_batch_is_refused(command: Command) -> None:
     outcome = command("run", "--preset", "tiny", "--method", "byol", "--task", "busi-cls", "--set", "pretrain.batch=64")
 
     refused(outcome, "corpus has 24 images, fewer than one batch of 64", "lower pretrain.batch")
+
+
+def test_a_device_that_is_not_there_is_refused(command: Command) -> None:
+    refused(
+        command("run", "--preset", "tiny", "--method", "random", "--task", "busi-cls", "--device", "gpu"),
+        "'gpu'",
+        "cuda:N",
+    )
+
+
+def test_a_mask_source_fitted_on_the_test_data_is_refused(command: Command, udiat: Path) -> None:
+    outcome = command(
+        "run", "--preset", "tiny", "--method", "anaus", "--masks", "lpsam", "--task", "udiat",
+        "--set", "masks.pairs=udiat", "--data-root", f"udiat={udiat}",
+    )  # fmt: skip
+
+    refused(outcome, "mask source 'lpsam' is fitted on 'udiat'", "masks.pairs")

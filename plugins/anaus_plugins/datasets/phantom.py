@@ -40,7 +40,7 @@ class Phantom(Dataset[Settings]):
     classes = ("benign", "malignant", "normal")
     structures = ("lesion",)
     licence = "Apache-2.0, as the generator's"
-    how_to_get = "Write it with 'anaus-bench data prepare phantom'."
+    how_to_get = "Write it with 'anaus-bench data demo phantom -o FOLDER'."
     reference = "convolution model after Bamber and Dickinson, 1980, doi:10.1088/0031-9155/25/3/006"
 
     def scan(self, root: Path) -> Index:
