@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
@@ -78,8 +80,9 @@ class LPSAMNetwork(nn.Module):
 
     def positions(self) -> Tensor:
         """SAM's dense positional code (1, dim, H, W), in float32: bf16 would blur it by a fraction of a pixel."""
-        code = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
-        with torch.autocast(code.device.type, enabled=False):
+        kind = self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.device.type
+        exact = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with exact:
             dense: Tensor = self.prompt_encoder.get_dense_pe()
         return dense
 
