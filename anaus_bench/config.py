@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -16,6 +16,11 @@ import yaml
 from anaus_bench.errors import SettingsError
 
 PRESETS = ("paper", "official", "native", "demo", "tiny")
+
+_LOCATION = "location"
+
+Location = Annotated[str, _LOCATION]
+"""A setting that says where a file is. Results do not depend on it: the plugin's `identity` holds the file's digest."""
 
 
 class Settings(pydantic.BaseModel):
@@ -25,7 +30,8 @@ class Settings(pydantic.BaseModel):
     field's description is its documentation: meaning, unit, range, and the source (equation, section).
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Schemas are built at the first use, which listing plugins never comes to.
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -77,6 +83,20 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
             value = {name: value}
         values = merge(values, value)
     return values
+
+
+def split_locations(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """JSON values of settings without those that say where a file is (`Location`), and these; nested as they are."""
+    values, locations = settings.model_dump(mode="json"), {}
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        marks = (*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part)))
+        if _LOCATION in marks:
+            locations[name] = values.pop(name)
+        elif isinstance(value, Settings):
+            values[name], below = split_locations(value)
+            locations |= {name: below} if below else {}
+    return values, locations
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

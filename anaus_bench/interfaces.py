@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
+from anaus_bench.backbones import BACKBONES
 from anaus_bench.config import Settings
+from anaus_bench.weights import IMAGENET, PublishedWeights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from anaus_bench.data.corpus import PackedCorpus
+    from anaus_bench.data.corpus import Entry, PackedCorpus
     from anaus_bench.data.sampling import Sampler
     from anaus_bench.data.views import Batch, View
     from anaus_bench.nn.encoder import Encoder
@@ -173,19 +175,21 @@ class MaskSource(Plugin[S]):
     Attributes:
         learned: Whether `fit` must run (once, as a stage of its own) before `segment`.
         needs_truth: Whether `segment` needs the ground truth (oracle sources).
-        per_image: Whether `segment` is plain CPU work image by image, which is then spread over processes.
+        per_image: Whether it is plain CPU work image by image, which is then spread over processes.
+        stored: Whether the label maps exist already: `read` gives them, and `segment` cannot be asked.
     """
 
-    learned: ClassVar[bool] = False
+    learned: bool = False
     needs_truth: ClassVar[bool] = False
     per_image: ClassVar[bool] = False
+    stored: ClassVar[bool] = False
 
     def paired_corpora(self) -> str:
-        """Names, joined by `+`, of the paired data sets that `fit` trains on; empty if not learned."""
+        """Names, joined by `+`, of the paired data sets that `fit` trains on; empty: the images of the corpus itself."""
         return ""
 
     def fit(self, pairs: PackedCorpus, ctx: StageContext) -> dict[str, Tensor]:
-        """Trains on images with masks and returns the state that `load` takes (stored as safetensors)."""
+        """Trains on images, with their masks if paired, and returns the state that `load` takes (safetensors)."""
         raise NotImplementedError
 
     def load(self, state: Mapping[str, Tensor], structures: Sequence[str], device: torch.device) -> None:
@@ -205,6 +209,21 @@ class MaskSource(Plugin[S]):
         """
         raise NotImplementedError
 
+    def check(self, corpus: PackedCorpus) -> None:
+        """Refuses a corpus of which label maps cannot be made, before any work is done.
+
+        Raises:
+            MissingMask: The source needs ground truth and there is none.
+        """
+        from anaus_bench.errors import MissingMask
+
+        if self.needs_truth and corpus.truth is None:
+            raise MissingMask(f"mask source {self.name!r} needs ground truth; this corpus has no masks")
+
+    def read(self, entries: Sequence[Entry], size: int) -> NDArray[np.uint8]:
+        """Label maps (B, size, size) uint8 of these images of a corpus, as `segment` gives them, where `stored`."""
+        raise NotImplementedError
+
 
 # ---- objectives ------------------------------------------------------------------------------------------------------
 
@@ -219,6 +238,10 @@ class Objective(Plugin[S]):
         trains: False for initialisations, which only build an encoder.
         initialisation: What the encoder must start from; None leaves it to the pre-training settings.
         makes_own_groups: Whether it can group pixels itself, so that masks are optional.
+        backbones: Those that its networks can be built around.
+        imagenet: Backbone -> the weights that `load_imagenet` takes.
+        masks_become: What masks are to it, where it takes any.
+        without: What a corpus may lack -> what the method does then.
         recipes: Preset -> values of the pre-training protocol, such as the paper's own under `native`.
     """
 
@@ -226,7 +249,30 @@ class Objective(Plugin[S]):
     trains: ClassVar[bool] = True
     initialisation: ClassVar[Literal["imagenet", "random"] | None] = None
     makes_own_groups: ClassVar[bool] = False
+    backbones: ClassVar[tuple[str, ...]] = BACKBONES
+    imagenet: ClassVar[Mapping[str, PublishedWeights]] = IMAGENET
+    masks_become: ClassVar[str] = ""
+    without: ClassVar[Mapping[str, str]] = {}
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def takes_masks(cls) -> Literal["needed", "optional", "none"]:
+        """Whether masks must, may or must not be given."""
+        return "needed" if "masks" in cls.needs else "optional" if cls.makes_own_groups else "none"
+
+    def default_backbone(self, preset: str) -> str:
+        """The backbone of a cell that names none."""
+        return self.backbones[0]
+
+    def load_imagenet(self, encoder: Encoder, source: str) -> None:
+        """Loads ImageNet weights from a path, or `official`, before `build`.
+
+        Raises:
+            WeightsError: Absent, damaged or of another model.
+        """
+        from anaus_bench.nn.encoder import load_imagenet
+
+        load_imagenet(encoder, source)
 
     def finest_stride(self) -> int:
         """Finest map of the encoder's pyramid that is used: 4, 8 or 16; 32 if none is."""
@@ -235,6 +281,14 @@ class Objective(Plugin[S]):
     def views(self, size: int) -> tuple[View, ...]:
         """The recipe of each view, (size, size) pixels."""
         raise NotImplementedError
+
+    def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class (N,) of each image, -1 = none, and the classes' names; those of the corpus by default."""
+        return corpus.labels(), corpus.classes
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """What the method makes of this corpus: its labels or clips, and what stands for those it lacks; recorded."""
+        return {}
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
         """Draws the images of each step, `batch` items; single images by default.
@@ -256,6 +310,10 @@ class Objective(Plugin[S]):
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss and detached scalars to log. Never calls `.item()`: that would wait for the device."""
         raise NotImplementedError
+
+    def lr_factor(self, batch: Batch, progress: float) -> float:
+        """Factor of the learning rate of a step; `progress` = step / steps in [0, 1)."""
+        return 1.0
 
     def before_forward(self, nets: nn.ModuleDict, progress: float) -> None:
         """Called before each step's loss; `progress` = step / steps in [0, 1)."""

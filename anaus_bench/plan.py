@@ -6,6 +6,7 @@ share stages by key. Planning reads settings, file names and sizes; it imports n
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, CORPORA, Cell, CorpusSettings, PhantomSettings, PretrainSettings
 from anaus_bench.config import PRESETS, check_known, merge, resolve
-from anaus_bench.errors import DataError, DatasetNotFound, LeakageError, SettingsError
+from anaus_bench.errors import DataError, DatasetNotFound, LeakageError, MissingMask, SettingsError
 from anaus_bench.interfaces import Dataset, Index, MaskSource, Objective, Task
 from anaus_bench.registry import KINDS, Registry
-from anaus_bench.weights import IMAGENET, weights_identity
+from anaus_bench.weights import weights_identity
 
 if TYPE_CHECKING:
     from anaus_bench.store import Record, Store
@@ -36,7 +38,7 @@ class Stage:
     Attributes:
         kind: Module in `anaus_bench/stages` that does it and folder of the store.
         title: What it is, for people.
-        spec: All settings that shape its result, as JSON; enters the key.
+        spec: All settings that shape its result, as JSON; enters the key, but for `locations`: where files are.
         inputs: Role -> stage; their keys enter the key.
         roots: Data set name -> folder of the data; not in the key, which holds their fingerprint.
         labels: What a table calls the cell; not in the key.
@@ -55,7 +57,7 @@ class Stage:
         content = {
             "version": STAGES_VERSION,
             "kind": self.kind,
-            "spec": self.spec,
+            "spec": without_locations(self.spec),
             "inputs": {role: stage.key for role, stage in self.inputs.items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -154,10 +156,11 @@ def why(stage: Stage, store: Store) -> list[str]:
     finished = [record for record in store.records(stage.kind) if record["key"] != stage.key]
     if not finished:
         return [f"no {stage.kind} stage has been run in this store"]
-    mine = _flatten({"spec": stage.spec, "inputs": {role: below.key for role, below in stage.inputs.items()}})
+    inputs = {role: below.key for role, below in stage.inputs.items()}
+    mine = _flatten({"spec": without_locations(stage.spec), "inputs": inputs})
 
     def differences(record: Record) -> list[str]:
-        theirs = _flatten({"spec": record["spec"], "inputs": record["inputs"]})
+        theirs = _flatten({"spec": without_locations(record["spec"]), "inputs": record["inputs"]})
         fields = sorted(mine.keys() | theirs.keys())
         return [
             f"{name.removeprefix('spec.')}: {theirs.get(name, 'absent')!r} in {record['key']}, "
@@ -167,6 +170,13 @@ def why(stage: Stage, store: Store) -> list[str]:
         ]
 
     return min((differences(record) for record in finished), key=len)
+
+
+def without_locations(value: Any) -> Any:
+    """A spec without the parts named `locations`, at any depth."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: without_locations(below) for name, below in value.items() if name != "locations"}
 
 
 def data_folder(name: str, roots: Mapping[str, Path]) -> Path | None:
@@ -183,7 +193,7 @@ class _Planner:
 
     def __init__(self, cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> None:
         check_known("preset", [cell.preset], PRESETS)
-        check_known("backbone", [cell.backbone], list(IMAGENET))
+        check_known("backbone", [cell.backbone] if cell.backbone else [], BACKBONES)
         check_known(
             "section of settings", cell.overrides, [*CORE_SETTINGS, *(section for _, section in KINDS.values())]
         )
@@ -206,6 +216,8 @@ class _Planner:
         cell, registry = self.cell, self.registry
         overrides = cell.overrides
         objective: Objective[Any] = registry.create("objectives", cell.method, cell.preset, overrides.get("objective"))
+        self.cell = cell = _with_backbone(cell, objective)
+        self.notes += [f"method {objective.name}: {text}" for text in objective.describe().values()]
         task: Task[Any] = registry.create("tasks", cell.task, cell.preset, overrides.get("task"))
         source = self.mask_source(cell.masks) if cell.masks is not None else None
         self._check_masks(objective)
@@ -262,10 +274,10 @@ class _Planner:
             roots |= root
         return Stage("corpus", f"pack {'+'.join(names)}", spec, inputs, roots)
 
-    def masks(self, source: MaskSource[Any], corpus: Stage) -> Stage:
-        """Builds label maps of a corpus."""
+    def masks(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None = None) -> Stage:
+        """Builds label maps of a corpus; rows that `audit` found are not fitted on."""
         inputs = {"corpus": corpus}
-        if fit := self._fit(source):
+        if fit := self._fit(source, corpus, audit):
             inputs["fit"] = fit
         spec = {"masks": self.registry.spec("mask_sources", source)}
         return Stage("masks", f"{source.name} masks of {corpus.title.removeprefix('pack ')}", spec, inputs)
@@ -290,7 +302,7 @@ class _Planner:
             "seed": 2 * phantom.seed + (role == "task"),
         }
         stage = Stage(
-            "phantoms", f"generate {name} phantoms for the {'task' if role == 'task' else 'corpus'}", generate
+            "phantoms", f"generate images of {name} for the {'task' if role == 'task' else 'corpus'}", generate
         )
         return spec, {"data": stage}, {}
 
@@ -315,18 +327,24 @@ class _Planner:
         values = merge(objective.recipes.get(cell.preset, {}), cell.overrides.get("pretrain", {}))
         settings = resolve(PretrainSettings, "pretrain", cell.preset, values)
         start = objective.initialisation or settings.init
+        backbone = str(cell.backbone)
         spec: dict[str, Any] = {
             "objective": self.registry.spec("objectives", objective),
-            "backbone": cell.backbone,
+            "backbone": backbone,
             "init": start,
             "seed": cell.seed,
         }
         if start == "imagenet":
-            spec["weights"] = weights_identity(settings.weights, IMAGENET[cell.backbone])
-            spec["weights_source"] = settings.weights
-        title = f"pre-train {cell.method} ({cell.backbone})"
+            if backbone not in objective.imagenet:
+                raise SettingsError(
+                    f"{objective.name} with backbone {backbone!r} cannot start from ImageNet weights, which exist for "
+                    f"{', '.join(objective.imagenet)}; pass one of these, or a random start (pretrain.init=random)"
+                )
+            spec["weights"] = weights_identity(settings.weights, objective.imagenet[backbone])
+            spec["locations"] = {"weights": settings.weights}
+        title = f"pre-train {cell.method} ({backbone})"
         if not objective.trains:
-            return Stage("pretrain", f"{cell.method} encoder ({cell.backbone})", spec), None
+            return Stage("pretrain", f"{cell.method} encoder ({backbone})", spec), None
         spec["pretrain"] = settings.model_dump(mode="json", exclude={"init", "weights"})
         names = cell.corpus_names()
         if "labels" in objective.needs and not any(self.registry.get("datasets", name).classes for name in names):
@@ -336,7 +354,7 @@ class _Planner:
             inputs["audit"] = audit
         fit = None
         if source is not None:
-            inputs["masks"] = self.masks(source, inputs["corpus"])
+            inputs["masks"] = self.masks(source, inputs["corpus"], inputs.get("audit"))
             fit = inputs["masks"].inputs.get("fit")
         return Stage("pretrain", title, spec, inputs), fit
 
@@ -344,12 +362,21 @@ class _Planner:
         """Whether the data set is made of phantoms: those presets generate whatever has no folder of the user's."""
         return name not in self.roots and (self.cell.on_phantoms or name == "phantom")
 
-    def _fit(self, source: MaskSource[Any]) -> Stage | None:
+    def _fit(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None) -> Stage | None:
         if not source.learned:
             return None
-        pairs = self.corpus(source.paired_corpora().split("+"))
+        if names := source.paired_corpora():
+            pairs = names.split("+")
+            if bare := [name for name in pairs if not self.registry.get("datasets", name).structures]:
+                raise MissingMask(
+                    f"mask source {source.name!r} is fitted on images with masks, and {bare[0]!r} of its pairs "
+                    f"{names!r} has none; set masks.pairs to data sets with masks (see `anaus-bench list datasets`)"
+                )
+            inputs = {"pairs": self.corpus(pairs)}
+        else:
+            inputs = {"pairs": corpus, **({"audit": audit} if audit else {})}
         spec = {"masks": self.registry.spec("mask_sources", source), "seed": self.cell.seed}
-        return Stage("fit", f"fit {source.name}", spec, {"pairs": pairs})
+        return Stage("fit", f"fit {source.name}", spec, inputs)
 
     def _check_masks(self, objective: Objective[Any]) -> None:
         name = self.cell.masks
@@ -391,6 +418,21 @@ def find_data(dataset: Dataset[Any], roots: Mapping[str, Path]) -> Index:
     return dataset.scan(folder)
 
 
+def _with_backbone(cell: Cell, objective: Objective[Any]) -> Cell:
+    """The cell with its backbone: the user's, or that of the objective.
+
+    Raises:
+        SettingsError: The objective cannot be built around it.
+    """
+    backbone = cell.backbone or objective.default_backbone(cell.preset)
+    if backbone not in objective.backbones:
+        raise SettingsError(
+            f"objective {objective.name!r} takes no backbone {backbone!r}; pass --backbone with one of "
+            f"{', '.join(objective.backbones)}, or leave it out"
+        )
+    return dataclasses.replace(cell, backbone=backbone)
+
+
 def cell_title(cell: Cell) -> str:
     """Method, masks and task in a few words."""
     masks = f" with {cell.masks} masks" if cell.masks else ""
@@ -404,7 +446,7 @@ def cell_labels(cell: Cell, trains: bool) -> dict[str, str]:
         "method": cell.method,
         "masks": cell.masks or "-",
         "corpus": "+".join(cell.corpus_names()) if trains else "-",
-        "backbone": cell.backbone,
+        "backbone": str(cell.backbone),
         "preset": cell.preset,
         "seed": str(cell.seed),
         "settings": " ".join(f"{name}={value}" for name, value in sorted(changed.items())) or "-",

@@ -21,7 +21,7 @@ from typing import Any
 import pluggy
 
 from anaus_bench import hookspecs
-from anaus_bench.config import did_you_mean, resolve
+from anaus_bench.config import did_you_mean, merge, resolve, split_locations
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Plugin
 
@@ -45,9 +45,10 @@ class Registry:
     def __init__(self, files: Sequence[Path] = ()) -> None:
         self.files = tuple(Path(file).resolve() for file in files)
         self._entries: dict[str, dict[str, list[importlib.metadata.EntryPoint]]] = {}
+        installed = importlib.metadata.entry_points()
         for kind in KINDS:
             owners = self._entries[kind] = {}
-            for entry in importlib.metadata.entry_points(group=f"anaus_bench.{kind}"):
+            for entry in installed.select(group=f"anaus_bench.{kind}"):
                 known = owners.setdefault(entry.name, [])
                 if all(entry.value != other.value for other in known):  # an editable install may be listed twice
                     known.append(entry)
@@ -81,19 +82,21 @@ class Registry:
         return cls(resolve(cls.settings_class, section, preset, overrides))
 
     def spec(self, kind: str, plugin: Plugin[Any]) -> dict[str, Any]:
-        """What stands for a plugin in a key and suffices to build it again (`build`)."""
+        """What stands for a plugin in a key and suffices to build it again (`build`); keys leave out `locations`."""
+        settings, locations = split_locations(plugin.settings)
         return {
             "kind": kind,
             "name": plugin.name,
             "version": plugin.version,
-            "settings": plugin.settings.model_dump(mode="json"),
+            "settings": settings,
             "identity": plugin.identity(),
+            **({"locations": locations} if locations else {}),
         }
 
     def build(self, spec: Mapping[str, Any]) -> Any:
         """The plugin of a `spec`."""
         cls = self.get(spec["kind"], spec["name"])
-        return cls(cls.settings_class.model_validate(spec["settings"]))
+        return cls(cls.settings_class.model_validate(merge(spec["settings"], spec.get("locations", {}))))
 
     def extensions(self) -> pluggy.PluginManager:
         """Manager of the hooks that everyone may answer (group `anaus_bench.extensions`, and plugin files)."""

@@ -48,7 +48,8 @@ def check_objective(objective: Objective[Any], *, size: int = 32, images: int = 
         assert objective.initialisation is not None, f"{objective.name}: an initialisation must say which"
         return
     torch.manual_seed(0)
-    nets = objective.build(Encoder("resnet18", objective.finest_stride()), num_classes=3).train()
+    backbone = objective.default_backbone("tiny")
+    nets = objective.build(Encoder(backbone, objective.finest_stride()), num_classes=3).train()
     assert "encoder" in nets, f"{objective.name}: build must hold the online encoder under 'encoder'"
     batch = synthetic_batch(objective, size=size, images=images)
     before = copy.deepcopy(nets.state_dict())
@@ -76,7 +77,7 @@ def check_objective(objective: Objective[Any], *, size: int = 32, images: int = 
     assert torch.equal(again, loss), f"{objective.name}: one state and one batch must give one loss"
     nets.load_state_dict(after)
     expected, _ = objective.loss(nets, batch)
-    other = objective.build(Encoder("resnet18", objective.finest_stride()), num_classes=3).train()
+    other = objective.build(Encoder(backbone, objective.finest_stride()), num_classes=3).train()
     other.load_state_dict(after)
     found, _ = objective.loss(other, batch)
     assert torch.equal(found, expected), f"{objective.name}: the state dict must hold all state"
@@ -90,9 +91,9 @@ def check_mask_source(source: MaskSource[Any], ctx: StageContext) -> None:
         ctx: A stage's context, with empty folders.
     """
     check_description(source)
+    assert not source.stored, f"{source.name}: what is stored belongs to one folder; check it by reading that folder"
     corpus = synthetic_corpus(8)
     if source.learned:
-        assert source.paired_corpora(), f"{source.name}: a learned source names its paired corpora"
         source.load(source.fit(corpus, ctx), corpus.structures, ctx.device)
     images, truth = torch.from_numpy(corpus.images[:4])[:, None], torch.from_numpy(corpus.truth[:4])  # type: ignore[index]
     given = truth if source.needs_truth else None

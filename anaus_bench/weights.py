@@ -23,12 +23,13 @@ class PublishedWeights:
     Attributes:
         title: What it is, for messages.
         url: The official address.
-        sha256: Its digest, or as many first characters as are published.
+        sha256: Its digest, or as many first characters as are published; None where none is: such a file is never
+            downloaded, the user gives its path.
     """
 
     title: str
     url: str
-    sha256: str
+    sha256: str | None
 
     @property
     def file_name(self) -> str:
@@ -47,8 +48,15 @@ IMAGENET = {
         "resnet50": "0676ba61",
         "resnet101": "63fe2227",
         "resnet152": "394f9c45",
+        "vit_b_16": "c867db91",
     }.items()
 }
+
+MAE_VIT_B = PublishedWeights(
+    "the masked autoencoder of ImageNet with its decoder (ViT-B/16)",
+    "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base_full.pth",
+    None,
+)
 
 SAM_VIT_B = PublishedWeights(
     "SAM ViT-B",
@@ -58,14 +66,15 @@ SAM_VIT_B = PublishedWeights(
 
 
 def weights_identity(source: str, published: PublishedWeights) -> str:
-    """What stands for the weights in a key: the published digest for `official`, else the file's own.
+    """What stands for the weights in a key: the published digest, else the file's own; the path does not matter.
 
     Raises:
-        WeightsError: The file is absent.
+        WeightsError: The file is absent, or `official` and without a published digest.
     """
     if source == "official":
-        return published.sha256
-    return file_digest(_existing(source, published))
+        return _published_digest(published)
+    found = file_digest(_existing(source, published))
+    return published.sha256 if published.sha256 and found.startswith(published.sha256) else found
 
 
 def load_weights(source: str, published: PublishedWeights) -> Mapping[str, Tensor]:
@@ -77,7 +86,7 @@ def load_weights(source: str, published: PublishedWeights) -> Mapping[str, Tenso
         WeightsError: Absent, not to be downloaded, of a wrong digest, or no state dict.
     """
     path = _official(published) if source == "official" else _existing(source, published)
-    if path.name == published.file_name:
+    if path.name == published.file_name and published.sha256 is not None:
         _check_digest(path, published)
     return read_state(path)
 
@@ -89,12 +98,13 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         WeightsError: The file is truncated or holds no state dict.
     """
     import pickle
+    import struct
 
     import safetensors.torch
     import torch
 
     # What torch's unpickler raises on bytes that are no pickle depends on the bytes.
-    unreadable = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+    unreadable = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -126,17 +136,28 @@ def weights_folder() -> Path:
 def _existing(source: str, published: PublishedWeights) -> Path:
     path = Path(source).expanduser()
     if not path.is_file():
+        expected = "the path" if published.sha256 is None else "'official' or the path"
         raise WeightsError(
-            f"weights {source!r} not found; expected 'official' or the path of {published.title} "
+            f"weights {source!r} not found; expected {expected} of {published.title} "
             f"(published as {published.file_name})"
         )
     return path
+
+
+def _published_digest(published: PublishedWeights) -> str:
+    if published.sha256 is None:
+        raise WeightsError(
+            f"no digest of {published.title} is published, so it is not downloaded; fetch {published.url} yourself and "
+            "give its path"
+        )
+    return published.sha256
 
 
 def _official(published: PublishedWeights) -> Path:
     import urllib.error
     import urllib.request
 
+    _published_digest(published)
     path = weights_folder() / published.file_name
     if path.is_file():
         return path
@@ -159,9 +180,9 @@ def _official(published: PublishedWeights) -> Path:
 
 
 def _check_digest(path: Path, published: PublishedWeights) -> None:
-    found = file_digest(path)
-    if not found.startswith(published.sha256):
+    found, expected = file_digest(path), _published_digest(published)
+    if not found.startswith(expected):
         raise WeightsError(
-            f"{path} has sha256 {found[:12]}..., expected {published.sha256[:12]}... ({published.title}); "
+            f"{path} has sha256 {found[:12]}..., expected {expected[:12]}... ({published.title}); "
             "the file is damaged or another model: download it again"
         )

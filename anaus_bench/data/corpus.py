@@ -5,6 +5,7 @@ Folder: `images.npy` (N, S, S) uint8, `truth.npy` (N, S, S) uint8 if any data se
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,6 +63,12 @@ class PackedCorpus:
     def size(self) -> int:
         """Side of the packed images in pixels."""
         return int(self.images.shape[1])
+
+    def take(self, rows: NDArray[np.int64]) -> PackedCorpus:
+        """The images of these rows, copied into memory."""
+        truth = None if self.truth is None else self.truth[rows]
+        entries = tuple(self.entries[row] for row in rows)
+        return dataclasses.replace(self, images=self.images[rows], truth=truth, entries=entries)
 
     def boxes(self) -> NDArray[np.float32]:
         """(N, 4) float32: the valid boxes (top, left, height, width) in packed pixels."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anaus_bench.data.audit import Part, near_between, part_of, shared_clips
 from anaus_bench.data.corpus import PackedCorpus, open_corpus
@@ -50,6 +52,12 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         "shared_clips": len(clips),
         "overlap": spec["overlap"],
     }
+
+
+def without_overlap(corpus: PackedCorpus, folder: Path | None) -> NDArray[np.int64]:
+    """(n,) int64 rows of the corpus that the audit in `folder` leaves in; all without an audit."""
+    rows = np.arange(len(corpus))
+    return rows if folder is None else np.delete(rows, json.loads((folder / "audit.json").read_text())["rows"])
 
 
 def _part_of_corpus(corpus: PackedCorpus) -> Part:

@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from anaus_bench.data.corpus import PackedCorpus, open_corpus
-from anaus_bench.errors import MissingMask
+from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batches
 from anaus_bench.mask_scores import Row, score_masks, stability, summarise
 from anaus_bench.parallel import in_processes
@@ -40,8 +40,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     """
     corpus = open_corpus(inputs.folders["corpus"])
     source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
-    if source.needs_truth and corpus.truth is None:
-        raise MissingMask(f"mask source {source.name!r} needs ground truth; this corpus has no masks")
+    source.check(corpus)
     held = _Held(ctx.resume, corpus, ctx.checkpoint_seconds)
     parts = list(batches(len(corpus), BATCH))[held.done :]
     if source.per_image and not source.learned and len(corpus) >= POOL_FROM:
@@ -53,7 +52,11 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         for part, (maps, rows) in zip(parts, found, strict=True):
             held.add(part, maps, rows)
             tracker.advance(part.stop, images=part.stop - part.start, waited=0.0)
-    scores = summarise(held.rows) | ({} if source.needs_truth else _stability(source, corpus, ctx.device))
+    scores = summarise(held.rows)
+    if not (source.needs_truth or source.stored):
+        scores |= _stability(source, corpus, ctx.device)
+    if single := sum(row["single_region"] == 1 for row in held.rows):
+        ctx.progress.note(f"{source.name}: {single} of {len(corpus)} images are one region; regions.csv marks them")
     held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
     return {"scores": scores, **source.describe()}
 
@@ -114,12 +117,18 @@ class _Held:
 
 def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, device: torch.device) -> Part:
     """Label maps of a slice of the corpus and their scores."""
-    images = torch.tensor(corpus.images[part])[:, None].to(device)
-    given = None
-    if source.needs_truth and corpus.truth is not None:
-        given = torch.tensor(corpus.truth[part]).to(device)
-    maps: NDArray[np.uint8] = source.segment(images, given).cpu().numpy()
     truth = corpus.truth[part] if corpus.truth is not None else None
+    if source.stored:
+        maps = source.read(corpus.entries[part], corpus.size)
+    else:
+        images = torch.tensor(corpus.images[part])[:, None].to(device)
+        given = torch.tensor(truth).to(device) if source.needs_truth else None
+        maps = source.segment(images, given).cpu().numpy()
+    if maps.dtype != np.uint8 or maps.shape != corpus.images[part].shape:
+        raise PluginError(
+            f"mask source {source.name!r} returned {maps.dtype} of shape {maps.shape}; expected label maps, uint8 of "
+            f"shape {corpus.images[part].shape}: at most 256 regions, ids from 0"
+        )
     return maps, score_masks(maps, truth, corpus.boxes()[part])
 
 

@@ -29,8 +29,9 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     source = None
     if spec["masks"] is not None:
         source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
-        if source.needs_truth and any(case.read().mask is None for _, case in chosen):
-            source = None  # an oracle has nothing to show here
+        blind = source.needs_truth and any(case.read().mask is None for _, case in chosen)
+        if blind or source.stored:
+            source = None  # it has nothing to show here
     rows = []
     for fold, case in chosen:
         picture = case.read()

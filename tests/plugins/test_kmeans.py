@@ -60,6 +60,15 @@ def test_a_constant_image_is_one_region() -> None:
     assert texture().segment(torch.full((1, 1, 32, 32), 7, dtype=torch.uint8)).max() == 0
 
 
+def test_a_bright_line_in_black_is_one_region() -> None:
+    image = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    image[..., 5, 4:20] = torch.arange(100, 116, dtype=torch.uint8)
+
+    (label_map,) = texture().segment(image)
+
+    assert torch.equal(label_map == label_map[5, 4], image[0, 0] > 0)
+
+
 def test_two_flat_halves_and_a_non_square_image_are_clustered(images: torch.Tensor) -> None:
     halves = torch.zeros(1, 1, 32, 48, dtype=torch.uint8)
     halves[..., 24:] = 200
@@ -67,13 +76,21 @@ def test_two_flat_halves_and_a_non_square_image_are_clustered(images: torch.Tens
     maps = check_contract(texture(k=2), halves, k=2)
 
     assert maps.max() == 1
-    assert ids_are_met_in_raster_order(maps[0])
-    assert all(ids_are_met_in_raster_order(one) for one in texture().segment(images))
 
 
-def ids_are_met_in_raster_order(one: torch.Tensor) -> bool:
-    firsts = [int((one.flatten() == k).nonzero()[0]) for k in range(int(one.max()) + 1)]
-    return firsts == sorted(firsts)
+def test_ids_go_by_area_and_black_margins_are_one_region_of_their_own(images: torch.Tensor) -> None:
+    framed = torch.zeros(1, 1, 100, 80, dtype=torch.uint8)
+    framed[..., 20:84, 8:72] = images[0].clamp(min=1)
+
+    (alone,) = texture().segment(images[:1].clamp(min=1))
+    (within,) = texture().segment(framed)
+
+    areas = torch.bincount(within.flatten()).tolist()
+    assert areas == sorted(areas, reverse=True)
+    (margin,) = within[:20].unique().tolist()
+    assert (within == margin).sum() == 100 * 80 - 64 * 64
+    inside = within[20:84, 8:72].long()
+    assert len(torch.stack([inside, alone.long()]).flatten(1).unique(dim=1).T) == int(alone.max()) + 1
 
 
 def test_small_clusters_join_the_nearest_centre() -> None:

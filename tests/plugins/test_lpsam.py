@@ -208,6 +208,34 @@ def test_weights_of_another_model_are_refused_with_what_was_found() -> None:
         load_sam(net, {"fc.weight": torch.zeros(1)}, "resnet.pth")
 
 
+def test_tensors_beside_those_of_sam_are_refused() -> None:
+    state = sam_state(tiny()) | {"image_encoder.cnn_embed.inc.conv.0.weight": torch.zeros(1)}
+
+    with pytest.raises(WeightsError, match=r"holds 1 beside SAM.*cnn_embed.*masks\.trained"):
+        load_sam(LPSAMNetwork(tiny(), structures=1), state, "samus.pth")
+
+
+def test_sam_weights_of_another_width_of_prompts_are_refused() -> None:
+    state = sam_state(tiny(size={"prompt_dim": 64}))
+
+    with pytest.raises(WeightsError, match=r"has shape .*, expected .*; give the SAM weights that fit masks\.size"):
+        load_sam(LPSAMNetwork(tiny(), structures=1), state, "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("sam.pth", "cannot be read as weights"), ("sam_vit_b_01ec64.pth", r"has sha256 .*, expected ec2df6273261")],
+)
+def test_a_truncated_weights_file_stops_the_fit(
+    stage_context: Contexts, tmp_path: Path, name: str, expected: str
+) -> None:
+    torch.save(sam_state(tiny()), tmp_path / name)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1000])
+
+    with pytest.raises(WeightsError, match=expected):
+        LPSAM(tiny(weights=str(tmp_path / name))).fit(ellipses(4), stage_context())
+
+
 def test_fit_starts_from_a_weights_file(stage_context: Contexts, tmp_path: Path) -> None:
     settings = tiny(weights=str(tmp_path / "sam.pth"), stage1="adapters", train_mask_decoder=False, steps=(1, 1))
     state = sam_state(settings)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.config import Settings
+from anaus_bench.config import Location, Settings
+from anaus_bench.data.painting import partition_images
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import F, torch
@@ -36,7 +37,7 @@ class KMeansSettings(Settings):
         description="imagenet: layer 3 of a frozen ResNet-18 at 224 pixels (R2O's stage 3); texture: mean, spread, "
         "gradient and position of the superpixel, without weights.",
     )
-    weights: str = Field("official", description="ImageNet weights: official (torchvision, by hash) or a path.")
+    weights: Location = Field("official", description="ImageNet weights: official (torchvision, by hash) or a path.")
     min_area: float = Field(
         0.005, ge=0, lt=0.01, description="Share of the image below which a cluster joins the nearest."
     )
@@ -50,10 +51,11 @@ class KMeansSettings(Settings):
 class KMeans(MaskSource[KMeansSettings]):
     """Superpixels grouped by K-means of their features, per image.
 
-    Partitions the image: no background, regions need not be connected.
+    A partition: regions need not be connected, ids by decreasing area, black margins are one region beside them.
     """
 
     name = "kmeans"
+    version = 2
     per_image = True
     settings_class = KMeansSettings
     reference = "R2O: Gokul et al. 2022, arXiv:2208.11821; SLIC: Achanta et al. 2012, doi:10.1109/TPAMI.2012.120"
@@ -70,26 +72,27 @@ class KMeans(MaskSource[KMeansSettings]):
         return texture if self.settings.features == "texture" else {}
 
     def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Ids in the order in which a raster scan meets the clusters; each image alone, whatever the batch."""
-        maps = [torch.from_numpy(self._segment_one(image)) for image in images]
-        return torch.stack(maps).to(images.device)
+        """Label maps (B, H, W) uint8 of images (B, 1, H, W); each image alone, whatever the batch."""
+        return partition_images(images, self._partition)
 
-    def _segment_one(self, image: Tensor) -> NDArray[np.uint8]:
-        """Label map (H, W) of one image (1, H, W) uint8; one region if the image is constant."""
+    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Cluster of each pixel (H, W); one if the picture is constant or one pixel wide."""
         from skimage.color import gray2rgb
         from skimage.segmentation import slic
 
-        pixels = image[0].cpu().numpy()
-        if pixels.min() == pixels.max():
-            return np.zeros(pixels.shape, dtype=np.uint8)
-        rgb = gray2rgb(pixels)  # type: ignore[no-untyped-call]
+        if picture.min() == picture.max() or min(picture.shape) == 1:
+            return np.zeros(picture.shape, dtype=np.int64)
+        rgb = gray2rgb(picture)  # type: ignore[no-untyped-call]
         superpixels = slic(rgb, n_segments=self.settings.superpixels, start_label=0)
         members = F.one_hot(torch.from_numpy(superpixels)).permute(2, 0, 1).float()  # (S, H, W)
-        features = _texture(pixels, members) if self.settings.features == "texture" else self._imagenet(image, members)
+        features = (
+            _texture(picture, members) if self.settings.features == "texture" else self._imagenet(picture, members)
+        )
         areas = members.sum((1, 2)).numpy()
         points = F.normalize(features, dim=1).double().numpy()
-        clusters = self._cluster(points, areas, seed=_content_seed(pixels))
-        return _in_raster_order(clusters[superpixels])
+        clusters = self._cluster(points, areas, seed=_content_seed(picture))
+        regions: NDArray[np.int64] = clusters[superpixels]
+        return regions
 
     def _cluster(self, points: NDArray[np.float64], areas: NDArray[np.float32], seed: int) -> NDArray[np.int64]:
         """Cluster (S,) of each superpixel; those below the least area go to the nearest remaining centre."""
@@ -104,13 +107,13 @@ class KMeans(MaskSource[KMeansSettings]):
         merged: NDArray[np.int64] = kept[distances.argmin(axis=1)][fitted.labels_]
         return merged
 
-    def _imagenet(self, image: Tensor, members: Tensor) -> Tensor:
+    def _imagenet(self, picture: NDArray[np.uint8], members: Tensor) -> Tensor:
         """Mean feature (S, 256) of each superpixel, weighted by its share of each cell of the 14x14 map."""
-        gray = image[None].float() / 255
+        gray = torch.from_numpy(picture)[None, None].float() / 255
         gray = F.interpolate(gray, size=(224, 224), mode="bilinear", antialias=True, align_corners=False)
         mean, std = (gray.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
         with torch.inference_mode():
-            layer3 = self._encoder.to(image.device).stages((gray - mean) / std)[2][0].cpu()  # (256, 14, 14)
+            layer3 = self._encoder.stages((gray - mean) / std)[2][0]  # (256, 14, 14)
         weights = F.adaptive_avg_pool2d(members, (layer3.shape[1], layer3.shape[2])).flatten(1)  # (S, 196)
         return weights @ layer3.flatten(1).T / weights.sum(dim=1, keepdim=True)
 
@@ -138,14 +141,6 @@ def _texture(pixels: NDArray[np.uint8], members: Tensor) -> Tensor:
 def _content_seed(pixels: NDArray[np.uint8]) -> int:
     """A seed in [0, 2**32) from the image itself."""
     return int.from_bytes(hashlib.sha256(pixels.tobytes()).digest()[:4], "big")
-
-
-def _in_raster_order(clusters: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Contiguous ids in the order of their first pixel."""
-    _, first, inverse = np.unique(clusters, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.uint8)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return rank[inverse.reshape(clusters.shape)]
 
 
 @hookimpl

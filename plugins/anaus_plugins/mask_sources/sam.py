@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from anaus_bench.config import Settings
+from anaus_bench.config import Location, Settings
 from anaus_bench.data.painting import map_images, paint_proposals, picture_box
 from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class SAMSettings(Settings):
     """Defaults are those of SAM's automatic mask generator, which were chosen for ViT-H."""
 
-    weights: str = Field("official", description="SAM ViT-B: official (by hash), a path, or random (not SAM).")
+    weights: Location = Field("official", description="SAM ViT-B: official (by hash), a path, or random (not SAM).")
     size: Literal["vit_b", "tiny"] = Field(
         "vit_b", description="vit_b: SAM ViT-B at 1024 pixels; tiny: a test network at 64 pixels, random weights only."
     )

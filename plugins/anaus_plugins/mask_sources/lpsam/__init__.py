@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.weights import SAM_VIT_B, load_weights, weights_identity
+from anaus_bench.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from anaus_bench.data.corpus import PackedCorpus
+    from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 
 
 class LPSAM(MaskSource[LPSAMSettings]):
@@ -29,14 +32,29 @@ class LPSAM(MaskSource[LPSAMSettings]):
     reference = "AnaUS, arXiv:2605.25402; SAM: Kirillov et al. 2023, arXiv:2304.02643"
     learned = True
 
+    def __init__(self, settings: LPSAMSettings) -> None:
+        super().__init__(settings)
+        self.learned = settings.trained is None
+
     def identity(self) -> dict[str, str]:
-        """Digest of the SAM weights it starts from."""
+        """Digest of the trained state, else of the SAM weights it starts from.
+
+        Raises:
+            WeightsError: The file is absent.
+        """
+        if self.settings.trained is not None:
+            return {"trained": file_digest(_trained_file(self.settings.trained))}
         if self.settings.weights == "random":
             return {}
         return {"weights": weights_identity(self.settings.weights, SAM_VIT_B)}
 
     def describe(self) -> dict[str, str]:
-        """Says a random start aloud."""
+        """Says aloud a random start, or that the state is from elsewhere."""
+        if self.settings.trained is not None:
+            return {
+                "trained": "a network trained elsewhere, not fitted here; the images it was trained on are unknown, "
+                "the task's may be among them"
+            }
         return {"weights": "random initialisation, not SAM"} if self.settings.weights == "random" else {}
 
     def paired_corpora(self) -> str:
@@ -66,13 +84,28 @@ class LPSAM(MaskSource[LPSAMSettings]):
 
     def load(self, state: Mapping[str, Tensor], structures: Sequence[str], device: torch.device) -> None:
         """Builds the network with the state of `fit`, on `device`."""
+        net = self._empty_network(len(structures))
+        net.load_state_dict(state, assign=True)
+        self._net = net.to(device)
+
+    @functools.cached_property
+    def _net(self) -> LPSAMNetwork:
+        """The network that segments: set by `load` after a fit, else that of `settings.trained`."""
+        from anaus_plugins.mask_sources.lpsam.authors import from_authors
+
+        assert self.settings.trained is not None, "load comes first"
+        file = _trained_file(self.settings.trained)
+        net = self._empty_network(structures=1)
+        net.load_state_dict(from_authors(read_state(file), net.state_dict(), str(file)), assign=True)
+        return net
+
+    def _empty_network(self, structures: int) -> LPSAMNetwork:
+        """Without values, in eval mode, frozen."""
         from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 
         with torch.device("meta"):
-            net = LPSAMNetwork(self.settings, len(structures))
-        net.load_state_dict(state, assign=True)
-        self._net = net.to(device).eval().requires_grad_(False)
-        self._device = device
+            net = LPSAMNetwork(self.settings, structures)
+        return net.eval().requires_grad_(False)
 
     def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
         """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
@@ -93,8 +126,9 @@ class LPSAM(MaskSource[LPSAMSettings]):
         """
         from anaus_plugins.mask_sources.lpsam.training import autocast, to_side
 
-        with torch.inference_mode(), autocast(self._device, self.settings.precision):
-            logits, iou = self._net(to_side(images.to(self._device), self.settings.size.side))
+        net = self._net.to(images.device)
+        with torch.inference_mode(), autocast(images.device, self.settings.precision):
+            logits, iou = net(to_side(images, self.settings.size.side))
         return logits.float(), iou.float()
 
     def class_maps(self, logits: Tensor, iou: Tensor, size: Sequence[int]) -> Tensor:
@@ -112,6 +146,13 @@ class LPSAM(MaskSource[LPSAMSettings]):
         kept = (iou.clamp(0, 1) >= settings.min_iou) & (mean >= settings.min_probability)
         best, winner = (probability * kept[:, :, None, None]).max(dim=1)
         return torch.where(best > settings.threshold, winner + 1, 0).to(torch.uint8)
+
+
+def _trained_file(path: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise WeightsError(f"trained state {path!r} not found; masks.trained is the path of a state dict of LP-SAM")
+    return file
 
 
 @hookimpl

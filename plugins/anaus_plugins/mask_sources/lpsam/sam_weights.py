@@ -22,7 +22,7 @@ def load_sam(net: LPSAMNetwork, state: Mapping[str, Tensor], source: str) -> Non
         source: Where it is from, for messages.
 
     Raises:
-        WeightsError: Another model's weights, or some are missing.
+        WeightsError: Another model's weights, or some are missing or surplus.
     """
     own = net.state_dict()
     wanted = [name for name in own if not (name.startswith("prompt_engine.") or is_added(name))]
@@ -61,6 +61,11 @@ def _check_model(wanted: list[str], own: Mapping[str, Tensor], state: Mapping[st
         raise WeightsError(
             f"{source} lacks {len(missing)} of SAM's {len(wanted)} tensors, the first {missing[0]}; expected all of "
             "them: download sam_vit_b_01ec64.pth again"
+        )
+    if surplus := sorted(state.keys() - set(wanted)):
+        raise WeightsError(
+            f"{source} holds {len(surplus)} beside SAM's {len(wanted)} tensors, the first {surplus[0]}; expected SAM; "
+            "an LP-SAM of the authors' code is given as masks.trained"
         )
 
 

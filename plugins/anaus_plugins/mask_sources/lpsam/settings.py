@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from anaus_bench.config import Settings
+from anaus_bench.config import Location, Settings
+
+# The network of the authors' code; they train no IoU head and use no predicted IoU.
+_AUTHORS: Mapping[str, Any] = {"adapter": "samus", "lpe": "official", "tokens": "joint", "min_iou": 0.0}
 
 
 class NetworkSize(Settings):
@@ -45,7 +48,12 @@ class LPSAMSettings(Settings):
     """Defaults follow the text (AnaUS Sec. 2.1, 3.1), `official` the authors' code. Two values are stage 1, stage 2."""
 
     pairs: str = Field("ddti+tg3k+camus", description="Data sets with masks to train on, joined by + (Sec. 3.1).")
-    weights: str = Field("official", description="SAM ViT-B: official (by hash), a path, or random (not SAM).")
+    weights: Location = Field("official", description="SAM ViT-B: official (by hash), a path, or random (not SAM).")
+    trained: Location | None = Field(
+        None,
+        description="Path of a whole LP-SAM, trained and saved by the authors' code, used as it is: nothing is fitted. "
+        "Implies adapter samus, lpe official, tokens joint and, unless set, min_iou 0.",
+    )
     size: NetworkSize = Field(NetworkSize.model_validate({}), description="Dimensions of the network.")
 
     adapter: Literal["paper", "samus"] = Field(
@@ -111,6 +119,20 @@ class LPSAMSettings(Settings):
     )
     max_structures: int = Field(15, ge=1, le=255, description="Keep at most this many components, the largest.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, values: Any) -> Any:
+        given = isinstance(values, Mapping) and values.get("trained") is not None
+        return {**_AUTHORS, **values} if given else values
+
+    @field_validator("adapter", "lpe", "tokens")
+    @classmethod
+    def _as_trained(cls, value: str, info: ValidationInfo) -> str:
+        needed = _AUTHORS[str(info.field_name)]
+        if info.data.get("trained") is not None and value != needed:
+            raise ValueError(f"masks.trained is a network with {info.field_name} {needed}; leave this setting out")
+        return value
+
     @field_validator("batch", "epochs", "steps")
     @classmethod
     def _positive(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -121,15 +143,12 @@ class LPSAMSettings(Settings):
     # A random IoU head predicts nothing, so phantoms are not filtered by it.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {
-            "adapter": "samus",
-            "lpe": "official",
-            "tokens": "joint",
+            **_AUTHORS,
             "train_mask_decoder": True,
             "pos_weight": 2.0,
             "dice": "batch",
             "batch": (8, 32),
             "epochs": (200, 200),
-            "min_iou": 0.0,
             "min_probability": 0.0,
         },
         "demo": {

@@ -1,0 +1,213 @@
+"""Label maps that the user made elsewhere: one file per image, or a folder that `masks build` wrote."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from anaus_bench.config import Location, Settings
+from anaus_bench.errors import BadMaskValues, DuplicateId, MissingMask, SettingsError, SizeMismatch, UnreadableFile
+from anaus_bench.hookspecs import hookimpl
+from anaus_bench.interfaces import MaskSource
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from anaus_bench.data.corpus import Entry, PackedCorpus
+
+SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
+BUILT = "label_maps.npy", "regions.csv"  # of a folder that `masks build` wrote
+MAX_IDS = 256
+
+
+class ImportedSettings(Settings):
+    """Where the label maps are."""
+
+    path: Location = Field(
+        "",
+        description="Folder of label maps. The map of sample clips/a.mp4#12 is clips/a#12.png (or .npy, .tif, .tiff, "
+        ".bmp), that of b.png is b.png, in the folder or in its sub-folder named like the data set; or a folder that "
+        "masks build wrote",
+    )
+
+
+class Imported(MaskSource[ImportedSettings]):
+    """Label maps of a folder of yours.
+
+    Files hold integer ids (0 = background), grey or one colour per region, of the image's own size or of the packed
+    one; a boolean .npy (P, H, W) holds proposals, best first, painted from the largest to the smallest.
+    """
+
+    name = "imported"
+    settings_class = ImportedSettings
+    per_image = True
+    stored = True
+
+    def identity(self) -> dict[str, str]:
+        """Digest of the names and contents of all files.
+
+        Raises:
+            SettingsError: No folder is given, it is absent, or it holds no label map.
+        """
+        if not self.settings.path:
+            raise SettingsError("masks 'imported' needs a folder of label maps; pass --set masks.path=FOLDER")
+        files = self._files
+        if not files:
+            raise SettingsError(
+                f"masks.path {self.settings.path!r} is no folder with label maps; expected files that end in "
+                f"{', '.join(SUFFIXES)}, named like the samples"
+            )
+        digest = hashlib.sha256()
+        for name, path in files.items():
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return {"files": digest.hexdigest()}
+
+    def check(self, corpus: PackedCorpus) -> None:
+        """Every sample must have a map.
+
+        Raises:
+            MissingMask: Some have none.
+            DuplicateId: A folder that `masks build` wrote knows a sample twice.
+            SizeMismatch: Such a folder was built at another size.
+        """
+        if self._built is not None:
+            rows, maps = self._built
+            if maps.shape[1:] != corpus.images.shape[1:]:
+                raise SizeMismatch(
+                    f"{self.settings.path!r} holds label maps of {maps.shape[1]} pixels, the corpus has "
+                    f"{corpus.size}; pass --set corpus.size={maps.shape[1]}, or build them again"
+                )
+            missing = [entry.sample_id for entry in corpus.entries if entry.sample_id not in rows]
+        else:
+            missing = [entry.sample_id for entry in corpus.entries if self._find(entry) is None]
+        if missing:
+            raise MissingMask(
+                f"{self.settings.path!r} has no label map of {len(missing)} of the corpus's {len(corpus)} samples, the "
+                f"first {missing[0]!r}; expected {_name(missing[0])}.png (or {', '.join(SUFFIXES[1:])})"
+            )
+
+    def read(self, entries: Sequence[Entry], size: int) -> NDArray[np.uint8]:
+        """Label maps (B, size, size) uint8, letterboxed as the images are.
+
+        Raises:
+            UnreadableFile: A file cannot be decoded or holds no ids.
+            BadMaskValues: More regions than a label map can hold.
+            SizeMismatch: A map has neither its image's aspect ratio nor the packed size.
+        """
+        if self._built is not None:
+            rows, maps = self._built
+            return maps[[rows[entry.sample_id] for entry in entries]]
+        return np.stack([self._read_one(entry, size) for entry in entries])
+
+    def _read_one(self, entry: Entry, size: int) -> NDArray[np.uint8]:
+        from anaus_bench.data.corpus import letterbox
+        from anaus_bench.data.regions import contiguous
+
+        path = self._find(entry)
+        if path is None:
+            raise MissingMask(f"{self.settings.path!r} has no label map of {entry.sample_id!r}; was it removed?")
+        ids = _compact(_read_ids(path), path)
+        if ids.shape == (size, size):
+            return contiguous(ids)
+        packed, box = letterbox(ids, size, labels=True)
+        if box != entry.box:
+            raise SizeMismatch(
+                f"label map {str(path)!r} has {ids.shape[1]} x {ids.shape[0]} pixels, which is not the shape of its "
+                f"image {entry.sample_id!r}; expected the image's own size or {size} x {size}"
+            )
+        return contiguous(packed)
+
+    def _find(self, entry: Entry) -> Path | None:
+        name = _name(entry.sample_id)
+        for folder in (f"{entry.dataset}/", ""):
+            for suffix in SUFFIXES:
+                if path := self._files.get(f"{folder}{name}{suffix}"):
+                    return path
+        return None
+
+    @functools.cached_property
+    def _files(self) -> dict[str, Path]:
+        """Name relative to the folder -> path of all files that may be label maps, sorted."""
+        root = Path(self.settings.path).expanduser()
+        wanted = (*SUFFIXES, ".csv") if (root / BUILT[1]).is_file() else SUFFIXES
+        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in wanted and path.is_file())
+        return {path.relative_to(root).as_posix(): path for path in files}
+
+    @functools.cached_property
+    def _built(self) -> tuple[dict[str, int], NDArray[np.uint8]] | None:
+        """Row of each sample and all maps, of a folder that `masks build` wrote; None of another."""
+        import csv
+
+        if not all(name in self._files for name in BUILT):
+            return None
+        with self._files[BUILT[1]].open(newline="") as stream:
+            names = [row["sample_id"] for row in csv.DictReader(stream)]
+        rows = {name: number for number, name in enumerate(names)}
+        if len(rows) < len(names):
+            raise DuplicateId(
+                f"{self.settings.path!r} holds label maps of several data sets with equal sample ids; build the masks "
+                "of each data set alone"
+            )
+        return rows, np.load(self._files[BUILT[0]], mmap_mode="r")
+
+
+def _name(sample_id: str) -> str:
+    """`clips/a.mp4#12` -> `clips/a#12`."""
+    path, mark, frame = sample_id.partition("#")
+    stem = Path(path.removesuffix(".gz"))
+    return f"{stem.with_suffix('').as_posix()}{mark}{frame}"
+
+
+def _read_ids(path: Path) -> NDArray[np.integer[Any]]:
+    """Ids (H, W) of a file, any integers."""
+    from PIL import Image
+
+    from anaus_bench.data.painting import paint_proposals
+
+    ids: NDArray[Any]
+    try:
+        if path.suffix.lower() == ".npy":
+            ids = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                ids = np.array(image)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableFile(f"label map {str(path)!r} cannot be decoded: {error}; write it again") from error
+    if ids.dtype == bool and ids.ndim == 3:
+        best_first = -np.arange(len(ids), dtype=np.float64)
+        return paint_proposals(ids, best_first, max_regions=MAX_IDS - 1, min_area=0.0, max_area=1.0)
+    if ids.ndim == 3 and ids.shape[2] in (3, 4) and ids.dtype == np.uint8:  # one colour per region
+        ids = ids[..., :3].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    if ids.ndim != 2 or ids.dtype.kind not in "bui":
+        raise UnreadableFile(
+            f"label map {str(path)!r} holds {ids.dtype} of shape {ids.shape}; expected integers (H, W), colours "
+            "(H, W, 3) of 8 bits, or boolean proposals (P, H, W)"
+        )
+    return ids
+
+
+def _compact(ids: NDArray[np.integer[Any]], path: Path) -> NDArray[np.uint8]:
+    """The same regions with the ids 0, 1, ...; without a background from 1, so that the letterbox is its own region."""
+    found, inverse = np.unique(ids, return_inverse=True)
+    first = 0 if found[0] == 0 else 1
+    if first + len(found) > MAX_IDS:
+        raise BadMaskValues(
+            f"label map {str(path)!r} has {len(found)} regions; at most {MAX_IDS - 1} and a background fit: merge the "
+            "small ones"
+        )
+    compact: NDArray[np.uint8] = (inverse.reshape(ids.shape) + first).astype(np.uint8)
+    return compact
+
+
+@hookimpl
+def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+    """Imported label maps."""
+    return [Imported]
