@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from anaus_bench.config import Settings
+from anaus_bench.config import Location, Settings
 
 
 class CorpusSettings(Settings):
@@ -48,12 +48,21 @@ class PretrainSettings(Settings):
     )
     base_lr: float = Field(0.3, gt=0, description="Learning rate; with lr_scaling that of 256 images.")
     lr_scaling: bool = Field(True, description="Whether lr = base_lr x batch / 256.")
-    schedule: Literal["cosine", "constant", "fixmatch"] = Field(
-        "cosine", description="After the warm-up: half a cosine to lr_end, no change, or cos(7 pi t / 16)."
+    schedule: Literal["cosine", "constant", "fixmatch", "held_cosine"] = Field(
+        "cosine",
+        description="After the warm-up: half a cosine to lr_end, no change, cos(7 pi t / 16), or USCL's: the peak for "
+        "hold_epochs, then half a cosine as long as the run, which the end of the run cuts off.",
     )
+    hold_epochs: float = Field(0, ge=0, description="Epochs at the peak, of held_cosine (USCL 10).")
     lr_end: float = Field(0.0, ge=0, le=1, description="Last learning rate of the cosine, as a share of the peak.")
     warmup_epochs: float = Field(3, ge=0, description="Linear warm-up from 0, in epochs (with steps: of `epochs`).")
     weight_decay: float = Field(1e-6, ge=0, description="Not applied to biases and norm parameters.")
+    weight_decay_end: float | None = Field(
+        None, ge=0, description="Last weight decay, reached along half a cosine (DINO Sec. 3.2: 0.4); null: constant."
+    )
+    decay_norms: bool = Field(
+        False, description="Decay biases and norm parameters as well, as torch does unless told otherwise (MoCo)."
+    )
     sgd_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of LARS and SGD.")
     nesterov: bool = Field(False, description="Nesterov's momentum, of SGD.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="Of Adam and AdamW.")
@@ -64,7 +73,10 @@ class PretrainSettings(Settings):
     init: Literal["imagenet", "random"] = Field(
         "imagenet", description="What the encoder starts from (AnaUS Sec. 3.1)."
     )
-    weights: str = Field("official", description="ImageNet weights: official (torchvision, by hash) or a path.")
+    weights: Location = Field("official", description="ImageNet weights: official (torchvision, by hash) or a path.")
+    sync_bn: bool = Field(
+        True, description="With several processes: batch norm takes its statistics over the batches of all (SyncBN)."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, else fp32.")
     channels_last: bool = Field(True, description="Memory format of images and convolutions.")
     compile: bool = Field(False, description="torch.compile the networks.")
@@ -106,7 +118,7 @@ class Cell:
         task: Name of a task.
         masks: Name of a mask source, or None.
         corpus: Data sets to pre-train on, joined by `+`; None: that of the preset.
-        backbone: Encoder architecture.
+        backbone: Encoder architecture; None: that of the method.
         seed: Seed of pre-training and fine-tuning.
         preset: Which values the settings start from.
         overrides: Section -> values of the user's.
@@ -116,7 +128,7 @@ class Cell:
     task: str
     masks: str | None = None
     corpus: str | None = None
-    backbone: str = "resnet18"
+    backbone: str | None = None
     seed: int = 0
     preset: str = "paper"
     overrides: Mapping[str, Any] = field(default_factory=dict)

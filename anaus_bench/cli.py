@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from anaus_bench import distributed
+from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, Cell
 from anaus_bench.config import PRESETS, check_known, parse_overrides, resolve
 from anaus_bench.errors import AnausError, PluginError, SettingsError
@@ -39,11 +41,25 @@ WORDS = {
     "executors": "executors",
 }
 
+# Columns of `list` beside name and description.
+_LISTED = {
+    "masks": ("needs",),
+    "methods": ("masks", "corpus must have"),
+    "tasks": ("data set",),
+    "datasets": ("classes", "masks of"),
+    "executors": (),
+}
+MASKS_RULE = (
+    "masks: `needed` and `optional` go with every source of `list masks`; where they are optional, the method groups "
+    "pixels itself without --masks; with `none`, --masks is refused. `show method NAME` says what masks become, and "
+    "what the method does where a corpus lacks labels, views or long clips."
+)
+
 Masks = Annotated[str | None, typer.Option(help="Mask source, for methods that need one.")]
 Corpus = Annotated[
     str | None, typer.Option(help="Data sets to pre-train on, joined by +. [default: that of the preset]")
 ]
-Backbone = Annotated[str, typer.Option(help="resnet18, resnet50, resnet101 or resnet152.")]
+Backbone = Annotated[str | None, typer.Option(help=f"{', '.join(BACKBONES)}. [default: that of the method]")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of pre-training and fine-tuning.")]
 Preset = Annotated[str, typer.Option(help=f"Values the settings start from: {', '.join(PRESETS)}.")]
 Set = Annotated[
@@ -67,7 +83,7 @@ def run(
     task: Annotated[str, typer.Option(help="Downstream task; see `anaus-bench list tasks`.")],
     masks: Masks = None,
     corpus: Corpus = None,
-    backbone: Backbone = "resnet18",
+    backbone: Backbone = None,
     seed: Seed = 0,
     preset: Preset = "paper",
     settings: Set = None,
@@ -93,6 +109,8 @@ def run(
     assert record is not None
     metrics = registry.get("tasks", task).metrics
     panel = shelf.folder(plan.panel.kind, plan.panel.key) / "panel.png"
+    from anaus_bench.tables import fold_table, mask_scores
+
     if as_json:
         _print_json(
             {
@@ -100,14 +118,13 @@ def run(
                 "key": plan.score.key,
                 "phantom": record["phantom"],
                 **record["result"],
+                "mask_scores": mask_scores(shelf, record),
                 "folders": {stage.title: str(shelf.folder(stage.kind, stage.key)) for stage in plan.stages},
                 "panel": str(panel),
                 "stages_run": len(waiting),
             }
         )
         return
-    from anaus_bench.tables import fold_table
-
     _print_table(fold_table(cell_title(cell), record, metrics))
     out = Console()
     out.print(f"\npictures   {panel}", soft_wrap=True, highlight=False)
@@ -125,7 +142,7 @@ def plan(
     task: Annotated[str, typer.Option(help="Downstream task.")],
     masks: Masks = None,
     corpus: Corpus = None,
-    backbone: Backbone = "resnet18",
+    backbone: Backbone = None,
     seed: Seed = 0,
     preset: Preset = "paper",
     settings: Set = None,
@@ -193,11 +210,14 @@ def list_plugins(
         return
     out = Console()
     for word, rows in found.items():
-        table = _grid(word, ("name", "what", "needs"))
+        columns = ("name", "what", *_LISTED[word])
+        table = _grid(word, columns)
         for row in rows:
-            broken = "error" in row
-            table.add_row(row["name"], f"broken: {row['error']}" if broken else row["what"], row.get("needs", ""))
+            shown = row if "error" not in row else row | {"what": f"broken: {row['error']}"}
+            table.add_row(*(shown.get(column, "") for column in columns))
         out.print(table)
+        if word == "methods":
+            out.print(MASKS_RULE, style="dim", highlight=False, markup=False)
 
 
 @app.command()
@@ -229,18 +249,23 @@ def show(
             "version": found.version,
             "reference": found.reference,
             **found.describe(),
+            **(_method_facts(found) if kind == "method" else {}),
         }
     rows = list(_settings_rows(cls, values, section))
     if as_json:
         _print_json(head | {"preset": preset, "settings": rows})
         return
     out = Console()
+    facts = RichTable.grid(padding=(0, 2))
     for key, value in head.items():
-        if value:
-            out.print(f"{key:10} {value}", highlight=False, markup=False)
+        for line in [f"{name}: {text}" for name, text in value.items()] if isinstance(value, dict) else [value]:
+            if line:
+                facts.add_row(key, Text(str(line)))
+    out.print(facts)
     if not rows:
         return
     table = _grid(f"settings, preset {preset}", ("--set", "value", "default", "meaning"))
+    table.columns[0].no_wrap = True
     for row in rows:
         table.add_row(row["key"], str(row["value"]), str(row["default"]), row["description"])
     out.print(table)
@@ -254,13 +279,16 @@ def table(
     as_json: AsJson = False,
 ) -> None:
     """Show all results of a store: one table per task, phantoms apart from real data."""
-    from anaus_bench.tables import markdown, store_tables
+    from anaus_bench.tables import markdown, mask_scores, store_tables
 
     check_known("format", [form], ["terminal", "markdown"])
     shelf = Store(store)
     if as_json:
+        kept = ("key", "labels", "phantom", "result")
         records = shelf.records("score")
-        _print_json([{key: record[key] for key in ("key", "labels", "phantom", "result")} for record in records])
+        _print_json(
+            [{key: record[key] for key in kept} | {"mask_scores": mask_scores(shelf, record)} for record in records]
+        )
         return
     tables = store_tables(shelf, Registry(plugin or ()))
     if not tables:
@@ -270,6 +298,30 @@ def table(
             print(("\n" if number else "") + markdown(made))
         else:
             _print_table(made)
+
+
+@app.command()
+def export(
+    key: Annotated[str, typer.Argument(help="Key of a pretrain stage (see `plan`), or how it begins.")],
+    to: Annotated[str, typer.Option(help="safetensors, torchvision, timm, detectron2 or onnx.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write. [default: METHOD-BACKBONE-KEY]")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    store: StorePath = DEFAULT_STORE,
+    plugin: PluginFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an encoder for another library, with a model card; its outputs are checked with that library."""
+    from anaus_bench.export import export as export_encoder
+
+    exported = export_encoder(key, to, output, Store(store), Registry(plugin or ()), replace=force)
+    if as_json:
+        _print_json(vars(exported))
+        return
+    rows = {"weights": exported.weights, "card": exported.card, "verified": exported.verdict}
+    for name, value in rows.items():
+        Console().print(f"{name:10} {value}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -561,11 +613,17 @@ def parse_roots(assignments: Sequence[str] | None) -> dict[str, Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: user errors are one line on standard error and exit code 2."""
+    """Entry point: user errors are one line on standard error and exit code 2; see `distributed` for `torchrun`."""
     # SIGTERM (a scheduler's preemption) leaves the same resumable state as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        app(args=arguments)
+        with distributed.team():
+            if distributed.is_first():
+                app(args=arguments)
+            else:
+                from anaus_bench.execute import follow
+
+                follow()
     except AnausError as error:
         Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
@@ -647,9 +705,10 @@ def _run_stage(stage: Any, registry: Registry, store: Store, device: str, as_jso
         _print_json({"key": stage.key, "folder": str(folder), "phantom": record["phantom"], **record["result"]})
         return
     out = Console()
-    for name, value in record["result"].items():
+    result = dict(record["result"])
+    scores = {name: f"{value:.4g}" for name, value in result.pop("scores", {}).items()}
+    for name, value in {**result, **scores, "folder": folder}.items():
         out.print(f"{name:22} {value}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"{'folder':22} {folder}", highlight=False, soft_wrap=True)
 
 
 def _announce(say: Console, plan: Plan, waiting: Sequence[Any], store: Store, quiet: bool) -> None:
@@ -680,12 +739,36 @@ def _listed(registry: Registry, kind: str) -> list[dict[str, str]]:
         except PluginError as error:
             rows.append({"name": name, "error": str(error)})
             continue
-        what = getattr(cls, "title", None) or _first_line(cls)
-        row = {"name": name, "what": what, "needs": ", ".join(sorted(getattr(cls, "needs", ())))}
-        if getattr(cls, "makes_own_groups", False):
-            row["needs"] = ", ".join(filter(None, [row["needs"], "masks optional"]))
-        rows.append(row)
+        rows.append({"name": name, "what": getattr(cls, "title", None) or _first_line(cls), **_traits(kind, cls)})
     return rows
+
+
+def _traits(kind: str, cls: Any) -> dict[str, str]:
+    """The further columns of `list`."""
+    if kind == "objectives":
+        needs = sorted(cls.needs - {"masks"})
+        return {"masks": cls.takes_masks(), "corpus must have": ", ".join(needs) if cls.trains else "not used"}
+    if kind == "mask_sources":
+        traits = {"a fit": cls.learned, "ground truth": cls.needs_truth, "stored label maps": cls.stored}
+        return {"needs": ", ".join(name for name, applies in traits.items() if applies)}
+    if kind == "datasets":
+        return {"classes": ", ".join(cls.classes), "masks of": ", ".join(cls.structures)}
+    return {"data set": cls.dataset} if kind == "tasks" else {}
+
+
+def _method_facts(objective: Any) -> dict[str, Any]:
+    """What `show` says of a method: which masks it takes, what it does where a corpus lacks something, its recipes."""
+    masks = {"needed": "needed", "optional": "optional", "none": "none; --masks is refused"}[objective.takes_masks()]
+    return {
+        "masks": f"{masks}: {objective.masks_become}" if objective.masks_become else masks,
+        "needs": ", ".join(sorted(objective.needs)),
+        "backbones": ", ".join(objective.backbones),
+        "without": dict(objective.without),
+        "recipe": {
+            preset: " ".join(f"pretrain.{name}={value}" for name, value in values.items())
+            for preset, values in objective.recipes.items()
+        },
+    }
 
 
 def _dataset(registry: Registry, name: str) -> Any:

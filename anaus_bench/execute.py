@@ -10,15 +10,17 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anaus_bench import __version__
+from anaus_bench import __version__, distributed
 from anaus_bench.errors import SettingsError, StoreError
 from anaus_bench.interfaces import Progress, StageContext, StageInputs
 from anaus_bench.plan import Stage
+from anaus_bench.progress import SilentProgress
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
 
@@ -91,6 +93,19 @@ class Runner:
         seed = int(stage.spec.get("seed", 0))
         ctx = StageContext(place.out, place.resume, device, seed, self.progress, self.checkpoint_seconds)
         module = importlib.import_module(f"anaus_bench.stages.{stage.kind}")
+        distributed.offer(
+            {
+                "kind": stage.kind,
+                "spec": stage.spec,
+                "folders": {role: str(folder.resolve()) for role, folder in inputs.folders.items()},
+                "roots": {name: str(root.resolve()) for name, root in inputs.roots.items()},
+                "phantom": inputs.phantom,
+                "resume": str(place.resume.resolve()),
+                "seed": seed,
+                "device": self.device,
+                "plugins": [str(file) for file in self.registry.files],
+            }
+        )
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
@@ -117,17 +132,37 @@ class Runner:
         return self.store.publish(stage.kind, stage.key, place, record)
 
 
+def follow() -> None:
+    """What every process but the first does: it runs the stages that the first one calls it to, into empty folders."""
+    for job in distributed.jobs():
+        inputs = StageInputs(
+            {role: Path(folder) for role, folder in job["folders"].items()},
+            {name: Path(root) for name, root in job["roots"].items()},
+            phantom=job["phantom"],
+        )
+        module = importlib.import_module(f"anaus_bench.stages.{job['kind']}")
+        with tempfile.TemporaryDirectory() as out:
+            ctx = StageContext(Path(out), Path(job["resume"]), _device(job["device"]), job["seed"], SilentProgress())
+            module.run(job["spec"], inputs, ctx, Registry([Path(file) for file in job["plugins"]]))
+
+
 def _device(name: str) -> Any:
-    """The torch device of this name; `auto` is the first CUDA device, else the CPU.
+    """The torch device of this name; `auto` and `cuda` are the CUDA device of this process, `auto` else the CPU.
 
     Raises:
-        SettingsError: Unknown, or not there.
+        SettingsError: Unknown, not there, or the same one for several processes.
     """
     import torch
 
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if distributed.processes() > 1 and name.startswith("cuda:"):
+        raise SettingsError(f"device {name!r} cannot serve {distributed.processes()} processes; pass auto or cuda")
     try:
-        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingsError(f"device {name!r} cannot be used ({reason}); pass auto, cpu, cuda or cuda:N") from error

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from anaus_bench.mask_scores import boundaries
+
 
 @dataclass(frozen=True)
 class Column:
@@ -17,9 +19,9 @@ class Column:
     Attributes:
         title: Heading of its column.
         image: (H, W) uint8.
-        contour: (H, W) mask whose outline is drawn, or None.
+        contour: (H, W) ids, each of which is outlined but 0, or None.
         colour: Of the outline.
-        regions: (H, W) uint8 label map drawn in transparent colours, or None; id 0 stays clear.
+        regions: (H, W) uint8 label map drawn in transparent colours with white borders, or None; id 0 stays clear.
         caption: Text below.
     """
 
@@ -52,7 +54,7 @@ def draw_panel(rows: Sequence[tuple[str, Sequence[Column]]], path: Path, *, titl
                 axis.set_title(column.title, fontsize=9)
             axis.set_xlabel(column.caption, fontsize=7)
             if number == 0:
-                axis.set_ylabel(name if len(name) <= 24 else f"...{name[-21:]}", fontsize=6)
+                axis.set_ylabel(name if len(name) <= 32 else f"...{name[-29:]}", fontsize=6)
     figure.suptitle(f"{title} ({mark})" if mark else title, fontsize=10)
     figure.savefig(path)
 
@@ -63,7 +65,7 @@ def draw_bars(
     """Writes a PNG: grouped bars of values in [0, 1], a group per label, a colour per name in `groups`."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.2 * len(labels) + 2, 3.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(1.2 * len(labels) + 3, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(groups)
     for number, (name, values) in enumerate(groups.items()):
@@ -71,7 +73,7 @@ def draw_bars(
         axes.bar(places, values, width, label=name)
     axes.set_xticks(range(len(labels)), [label.replace(" ", "\n", 1) for label in labels], fontsize=7)
     axes.set_ylim(0, 1)
-    axes.legend(fontsize=7, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=7)
     axes.set_title(f"{title} ({mark})" if mark else title, fontsize=10)
     figure.savefig(path)
 
@@ -85,8 +87,10 @@ def _draw(axis: object, column: Column) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     if column.regions is not None:
-        colours = colormaps["tab20"](column.regions % 20)
-        colours[..., 3] = np.where(column.regions > 0, 0.45, 0.0)
+        # Steps of the golden ratio: neighbouring ids differ most in hue.
+        colours = colormaps["hsv"](column.regions * 0.618 % 1)
+        colours[..., 3] = np.where(column.regions > 0, 0.35, 0.0)
+        colours[boundaries(column.regions)] = (1.0, 1.0, 1.0, 0.8)
         axis.imshow(colours, interpolation="nearest")
-    if column.contour is not None and column.contour.any():
-        axis.contour(column.contour > 0, levels=[0.5], colors=[column.colour], linewidths=1.0)
+    for structure in np.unique(column.contour[column.contour > 0]) if column.contour is not None else ():
+        axis.contour(column.contour == structure, levels=[0.5], colors=[column.colour], linewidths=1.0)

@@ -185,7 +185,7 @@ class MaskSource(Plugin[S]):
     stored: ClassVar[bool] = False
 
     def paired_corpora(self) -> str:
-        """Names, joined by `+`, of the paired data sets that `fit` trains on; empty: the images of the corpus itself."""
+        """Names of the paired data sets that `fit` trains on, joined by `+`; empty: the images of the corpus itself."""
         return ""
 
     def fit(self, pairs: PackedCorpus, ctx: StageContext) -> dict[str, Tensor]:
@@ -320,6 +320,30 @@ class Objective(Plugin[S]):
 
     def after_step(self, nets: nn.ModuleDict, progress: float) -> None:
         """Called after each optimiser step; `progress` = (step + 1) / steps in (0, 1]."""
+
+
+class Initialisation(Objective[Settings]):
+    """An encoder that is not trained: what `initialisation` says is the result."""
+
+    trains: ClassVar[bool] = False
+
+    def views(self, size: int) -> tuple[View, ...]:
+        """None: nothing is trained."""
+        return ()
+
+    def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
+        """The encoder alone."""
+        from anaus_bench.lazy import nn
+
+        return nn.ModuleDict({"encoder": encoder})
+
+    def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Never called, because `trains` is False.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"objective {self.name!r} is an initialisation and has no loss")
 
 
 # ---- tasks -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""`torch`, `nn` and `F`, imported at first use.
+"""`torch`, `nn`, `F` and PIL's `Image`, imported at first use.
 
 `list`, `show` and `plan` import plugin modules to read their settings and must answer at once, while torch takes
-seconds to import. A plugin writes `from anaus_bench.lazy import F, nn, torch` and may otherwise use them as ever,
-except at module level (`class Net(nn.Module)`, `@torch.no_grad()`), which would import torch with the module.
+seconds to import, and PIL a noticeable part of one. A plugin writes `from anaus_bench.lazy import F, nn, torch` and may
+otherwise use them as ever, except at module level (`class Net(nn.Module)`, `@torch.no_grad()`), which would import
+torch with the module.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch as torch
     import torch.nn.functional as F
+    from PIL import Image as Image
     from torch import nn as nn
 else:
 
@@ -24,5 +26,6 @@ else:
     torch = _LazyModule("torch")
     nn = _LazyModule("torch.nn")
     F = _LazyModule("torch.nn.functional")
+    Image = _LazyModule("PIL.Image")
 
-__all__ = ["F", "nn", "torch"]
+__all__ = ["F", "Image", "nn", "torch"]

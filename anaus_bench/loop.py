@@ -18,11 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from anaus_bench import distributed
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
 from anaus_bench.seeds import step_seed
 
 LOG_EVERY = 20
+GO_ON, SAVE, STOP = range(3)  # what a process wishes after a step; the strongest wish of all is done
 
 
 class Stateful(Protocol):
@@ -64,6 +66,8 @@ def train(
     """Runs `step(0) ... step(steps - 1)` and returns the log: means over every `LOG_EVERY` steps.
 
     On Ctrl-C the step under way is finished and saved before `KeyboardInterrupt` is raised; a second raises at once.
+    In a group of processes all run the same steps and stop after the same one; the log holds means over them, and the
+    first saves what the steps change, which must be alike in all.
 
     Args:
         ctx: Gives the seed, the folder for checkpoints and the progress display.
@@ -75,33 +79,47 @@ def train(
         clock: What `step` adds its waiting for data to.
 
     Raises:
-        TrainingError: A logged value is not finite; nothing is published.
+        TrainingError: A logged value is not finite, or the processes do not find one checkpoint; nothing is published.
     """
     clock = clock or Clock()
     checkpoint = ctx.resume / f"{label.replace(' ', '_')}.pt"
     run = _Run()
     if checkpoint.exists():
         run = _load(checkpoint, stateful, ctx.device)
+    if distributed.least(run.done) != distributed.greatest(run.done):
+        raise TrainingError(
+            f"{label}: this process finds step {run.done} in {str(ctx.resume)!r}, another one another step; the store "
+            "must be a folder that all processes see alike"
+        )
     with ctx.progress.track(label, steps, done=run.done) as tracker, _interrupts() as interrupted:
         if 0 < run.done < steps:
             ctx.progress.note(f"{label}: resumed at step {run.done} of {steps}")
         saved_at = time.monotonic()
         while run.done < steps:
-            torch.manual_seed(step_seed(ctx.seed, run.done))
+            torch.manual_seed(_seed(ctx.seed, run.done))
             run.add(step(run.done))
             if run.pending == LOG_EVERY or run.done == steps:
                 means = run.flush(label)
                 tracker.advance(run.done, images=run.flushed * images_per_step, waited=clock.waited, values=means)
                 clock.waited = 0.0
-            stop = interrupted.is_set()
             # A finished loop is saved as well: the stage may have another one after it.
-            if stop or run.done == steps or time.monotonic() - saved_at >= ctx.checkpoint_seconds:
-                _save(checkpoint, run, stateful)
+            due = run.done == steps or time.monotonic() - saved_at >= ctx.checkpoint_seconds
+            wish = distributed.greatest(STOP if interrupted.is_set() else SAVE if due else GO_ON)
+            if wish >= SAVE:
+                run.share()
+                if distributed.is_first():
+                    _save(checkpoint, run, stateful)
                 saved_at = time.monotonic()
-            if stop:
+            if wish == STOP:
                 ctx.progress.note(f"{label}: interrupted; step {run.done} of {steps} is saved")
                 raise KeyboardInterrupt
     return run.log
+
+
+def _seed(seed: int, step: int) -> int:
+    """What torch's generators are seeded with before a step; each process of a group draws its own numbers."""
+    own = step_seed(seed, step)
+    return step_seed(own, distributed.rank()) if distributed.rank() > 0 else own
 
 
 class _Run:
@@ -122,7 +140,12 @@ class _Run:
         self.done += 1
         self.pending += 1
 
+    def share(self) -> None:
+        """Replaces the sums by their means over the processes."""
+        self.sums = {name: distributed.mean_over_processes(value) for name, value in self.sums.items()}
+
     def flush(self, label: str) -> dict[str, float]:
+        self.share()
         means = {name: value.item() / self.pending for name, value in self.sums.items()}
         for name, value in means.items():
             if value - value != 0.0:  # nan or infinite

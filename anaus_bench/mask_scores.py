@@ -29,9 +29,10 @@ def score_masks(
 ) -> list[Row]:
     """One row of scores per image.
 
-    `regions`, `coverage` (share of pixels with another id than 0) and `largest` (share of the largest region) always;
-    where the image has a structure, also the means over its structures of `best_iou` and `pieces`, with
-    `best_iou_<id>` of each, and `boundary_recall`, `boundary_precision`, `under_segmentation`, `achievable_accuracy`.
+    `regions`, `single_region` (1 where the whole image is one region, as where a source finds nothing; else 0),
+    `coverage` (share of pixels with another id than 0) and `largest` (share of the largest region) always. Where the
+    image has a structure, also the means over its structures of `best_iou` and `pieces`, with `best_iou_<id>` of each,
+    and `boundary_recall`, `boundary_precision`, `under_segmentation`, `achievable_accuracy`.
     `boundary_precision` is left out where the label map has one region: it has no boundary.
 
     Args:
@@ -51,22 +52,20 @@ def score_masks(
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> Row:
-    """Mean of each score over the images that have it.
-
-    With `images` and `with_structures` (how many), and `single_region` (share of images that are one region).
-    """
+    """Mean of each score over the images that have it, and how many `images` there are, `with_structures` of them."""
     names = dict.fromkeys(name for row in rows for name in row)
     means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     counts = {"images": float(len(rows)), "with_structures": float(sum("best_iou" in row for row in rows))}
-    single = {"single_region": float(np.mean([row["regions"] == 1 for row in rows]))} if rows else {}
-    return counts | single | means
+    return counts | means
 
 
 def region_scores(label_map: NDArray[np.uint8]) -> Row:
-    """Number of regions, coverage and share of the largest region of one label map (H, W)."""
+    """Scores of one label map (H, W) that need no truth."""
     areas = np.bincount(label_map.ravel())
+    regions = np.count_nonzero(areas)
     return {
-        "regions": float(np.count_nonzero(areas)),
+        "regions": float(regions),
+        "single_region": float(regions == 1),
         "coverage": float(1 - areas[0] / label_map.size),
         "largest": float(areas.max() / label_map.size),
     }

@@ -70,7 +70,7 @@ class ConsoleProgress:
 
     def note(self, text: str) -> None:
         """One line of information."""
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Line:

@@ -13,6 +13,8 @@ from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store
 
 LABELS = ("method", "masks", "corpus", "backbone", "preset", "seed", "settings")
+# How well the masks fit the corpus's own ground truth, where it has one.
+MASK_IOU = Metric("best_iou", "mask IoU")
 PHANTOM_MARK = "generated phantoms, not comparable with published numbers"
 
 
@@ -48,10 +50,18 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
     tables = []
     for (task, _), records in sorted(chosen.items()):
         try:
-            tables.append(_task_table(records, registry.get("tasks", task).metrics))
+            tables.append(_task_table(records, store, registry.get("tasks", task).metrics))
         except PluginError as error:  # such as a task of a file that is not given this time
             tables.append(Table(task, ("not shown",), ((str(error),),)))
     return tables
+
+
+def mask_scores(store: Store, record: Record) -> dict[str, float]:
+    """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
+    below: Record | None = record
+    for kind, role in (("finetune", "fold0"), ("pretrain", "pretrain"), ("masks", "masks")):
+        below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
+    return {} if below is None else dict(below["result"]["scores"])
 
 
 def markdown(table: Table) -> str:
@@ -85,7 +95,7 @@ def format_spread(metric: Metric, result: Mapping[str, Any]) -> str:
     )
 
 
-def _task_table(records: Sequence[Record], metrics: Sequence[Metric]) -> Table:
+def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metric]) -> Table:
     first = metrics[0]
 
     def rank(record: Record) -> float:
@@ -94,10 +104,13 @@ def _task_table(records: Sequence[Record], metrics: Sequence[Metric]) -> Table:
 
     task, phantom = records[0]["spec"]["task"]["name"], records[0]["phantom"]
     labels = [name for name in LABELS if any(record["labels"].get(name, "-") != "-" for record in records)]
+    ious = {record["key"]: mask_scores(store, record).get(MASK_IOU.key) for record in records}
+    quality = (MASK_IOU,) if any(iou is not None for iou in ious.values()) else ()
     rows = [
         (
             *(record["labels"].get(name, "-") for name in labels),
             record["key"][:8],
+            *(format_value(metric, ious[record["key"]]) for metric in quality),
             *(format_spread(metric, record["result"]) for metric in metrics),
         )
         for record in sorted(records, key=rank)
@@ -106,7 +119,7 @@ def _task_table(records: Sequence[Record], metrics: Sequence[Metric]) -> Table:
     mark = (f"{PHANTOM_MARK}.",) if phantom else ()
     return Table(
         f"{task} [phantom]" if phantom else task,
-        (*labels, "key", *(heading_of(metric) for metric in metrics)),
+        (*labels, "key", *(heading_of(metric) for metric in (*quality, *metrics))),
         tuple(rows),
         (*mark, f"mean ± standard deviation over {'/'.join(map(str, folds))} folds."),
     )

@@ -1,4 +1,4 @@
-"""With two processes, the means of losses and gradients are those of one process on the whole batch."""
+"""With two processes, the means of losses and gradients are those of one process on the whole batch; so are draws."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.nn.contrast import gather_images
+from anaus_bench.data.damage import damage
+from anaus_bench.distributed import rand_rows
+from anaus_bench.nn.contrast import detcon_nce, gather_images, region_nce
 from anaus_bench.nn.contrast_images import barlow_twins, nt_xent, queue_nce, sup_con, vicreg_terms
 from anaus_bench.nn.distillation import CentredTargets
 from anaus_bench.nn.queue import Queue
+from anaus_bench.nn.slots import grouping_loss, slot_contrast
+from anaus_plugins.objectives.uscl import labelled_entropy
 from anaus_plugins.objectives.usucl import synthetic_negatives
 
 PROCESSES, BATCH, DIM = 2, 4, 6
@@ -34,7 +38,34 @@ def _synthetic(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -
     return synthetic_negatives(F.normalize(first, dim=1), memory, 3, 0.07, start).square().sum(dim=1).mean()
 
 
+def _regions(nce: Callable[..., Tensor]) -> Loss:
+    """Two regions per image; those of unlabelled images have no positive."""
+
+    def loss(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        targets, start = gather_images(second.detach().unflatten(1, (2, 3)))
+        own, other = torch.stack([labels, labels + 5], dim=1), torch.stack([labels.abs(), labels + 5], dim=1)
+        return nce(first.unflatten(1, (2, 3)), targets[None], own, gather_images(other)[0][None], 0.2, start)
+
+    return loss
+
+
+def _grouping(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    targets = second.detach().softmax(dim=1)[:, None, None]
+    return grouping_loss(first[:, :, None, None], targets, (labels >= 0).float(), 0.1)
+
+
+def _slots(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    anchors = torch.stack([labels >= 0, labels > -2], dim=1)
+    slots, targets = first.unflatten(1, (2, 3)), second.detach().unflatten(1, (2, 3))
+    return slot_contrast(nn.Identity(), slots, targets, anchors, torch.ones_like(anchors), 0.2)
+
+
 LOSSES: dict[str, Loss] = {
+    "region_nce": _regions(region_nce),
+    "detcon_nce": _regions(detcon_nce),
+    "grouping": _grouping,
+    "slot_contrast": _slots,
+    "labelled_entropy": lambda first, second, labels, weights: labelled_entropy(first, labels),
     "nt_xent": lambda first, second, labels, weights: nt_xent(first, second, 0.2),
     "sup_con": lambda first, second, labels, weights: sup_con(first, second, labels, 0.5).mean(),
     "weighted": lambda first, second, labels, weights: (weights * sup_con(first, second, labels, 0.5).sum(0)).mean(),
@@ -61,6 +92,9 @@ def results(rows: slice) -> dict[str, Tensor]:
     queue.keys.zero_()
     queue.enqueue(gather_images(inputs[0, rows])[0])
     targets.update(inputs[:, rows])
+    images = torch.rand(PROCESSES * BATCH, 1, 8, 8, generator=generator)[rows]
+    found["draws of rows"] = rand_rows(len(images), 3, generator=torch.Generator().manual_seed(1))
+    found["damage of rows"] = damage(images, patch=4, shuffle=0.5, noise=0.1, occlusion=0.2, seed=2)
     return {**found, "queue": queue.keys, "pointer": queue.pointer.float(), "centre": targets.centre}
 
 
@@ -87,6 +121,9 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
     for name, expected in results(slice(None)).items():
         found = torch.stack([part[name] for part in parts])
+        if name.endswith("of rows"):
+            assert torch.equal(found.flatten(0, 1), expected), name
+            continue
         if name in ("queue", "pointer", "centre"):
             assert torch.equal(found[0], found[1]), name
         assert torch.allclose(found.mean(dim=0), expected, atol=1e-5, rtol=1e-4), name

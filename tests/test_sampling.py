@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anaus_bench.data.corpus import Entry, PackedCorpus
 from anaus_bench.data.sampling import (
+    BalancedSampler,
     ClipSampler,
     ClipSampling,
     ImageSampler,
@@ -179,3 +180,34 @@ def test_labelled_and_other_images_pass_in_permutations_without_end() -> None:
     assert torch.equal(again.draw(4, 0.0).images, draws[4])
     with pytest.raises(CountMismatch, match="corpus has 12 images, fewer than one batch of 13"):
         SemiSupervisedSampler(labelled, 12, 13, 1, seed=0)
+
+
+def test_balanced_draws_show_every_class_as_often_and_no_unlabelled_image() -> None:
+    labels = np.array([0, 2, 0, -1, 0, 0, -1, 2, 0])  # five of class 0, two of class 2, none of class 1
+    sampler = BalancedSampler(labels, 4, 7)
+
+    drawn = torch.cat([sampler.draw(step, 0.0).images for step in range(10)])[:, 0]
+
+    assert drawn.shape == (40,)
+    assert all(sorted(labels[pair].tolist()) == [0, 2] for pair in drawn.view(-1, 2))  # every round has every class
+    for label, count in ((0, 4), (2, 10)):
+        assert set(Counter(drawn[labels[drawn] == label].tolist()).values()) == {count}
+    assert sampler.steps_per_epoch == 2
+
+
+def test_a_balanced_draw_is_a_function_of_seed_and_step_also_across_rounds() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2, 0])
+
+    def draws(batch: int, steps: int, seed: int = 0) -> list[int]:
+        sampler = BalancedSampler(labels, batch, seed)
+        parts = {step: sampler.draw(step, 0.0).images[:, 0] for step in reversed(range(steps))}
+        return torch.cat([parts[step] for step in range(steps)]).tolist()
+
+    assert draws(4, 6) == draws(6, 4) == draws(2, 12)  # batches need not be whole rounds of classes
+    assert draws(4, 6) != draws(4, 6, seed=1)
+
+
+def test_the_words_for_clips_name_those_left_out() -> None:
+    assert find_clips(CORPUS, "method").in_words() == "3 of 2 to 10 frames"
+    expected = "2 of 4 to 10 frames; 1 of fewer than 3 frames are left out"
+    assert find_clips(CORPUS, "method", least=3).in_words(3) == expected

@@ -10,7 +10,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from anaus_bench.data.randaugment import OPERATIONS, Operations, apply_operations, draw_operations
-from anaus_bench.data.views import CUTOUT_GRAY, Photometry, View, draw_crops, draw_photometry, photometric
+from anaus_bench.data.views import (
+    CUTOUT_GRAY,
+    Photometry,
+    View,
+    draw_crops,
+    draw_photometry,
+    make_batch,
+    overlap_box,
+    photometric,
+)
 
 NAMES = [operation.__name__.lstrip("_") for operation in OPERATIONS]
 
@@ -50,6 +59,26 @@ def test_a_square_crop_has_the_shorter_side_and_every_place() -> None:
     assert set(crop.box[:, 2:].flatten().tolist()) == {24.0}
     assert set(crop.box[:, 0].tolist()) == {4.0}
     assert set(crop.box[:, 1].tolist()) == {float(left) for left in range(9)}
+
+
+def test_crops_that_hardly_overlap_the_first_are_drawn_again_and_the_others_are_kept() -> None:
+    count, least = 400, 0.3
+    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(count, 1)
+    corpus = torch.zeros(count, 64, 64, dtype=torch.uint8), None, boxes, torch.zeros(count, dtype=torch.long)
+
+    def crops(overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+        recipes = (View(8, (0.1, 0.3)), View(8, (0.1, 0.3), overlap=overlap))
+        first, second = make_batch(*corpus, torch.arange(count), recipes, 0, 0).crops
+        shared = overlap_box(first, second)[:, 2:].clamp(min=0).prod(dim=1)
+        return first.box, second.box, shared / second.box[:, 2:].prod(dim=1)
+
+    first, second, shares = crops(0.0)
+    again_first, again, better = crops(least)
+
+    assert torch.equal(first, again_first)
+    assert torch.equal(again[shares > least + 1e-4], second[shares > least + 1e-4])
+    assert (shares >= least).float().mean() < 0.7
+    assert (better >= least).float().mean() > 0.95  # ten draws are not always enough
 
 
 def test_a_shift_reflects_what_comes_in_at_the_border(images: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anaus_bench.distributed import own_rows, world_size
 from anaus_bench.seeds import step_seed
 
 
@@ -12,6 +13,7 @@ def damage(images: Tensor, *, patch: int, shuffle: float, noise: float, occlusio
     """Shuffled, noisy, occluded images; with all factors 0 the images as they are. The input is not changed.
 
     Which patches are hit is the same on every device; permutations and noise are a function of the seed and the device.
+    Several processes draw for the images of all and each takes its own.
 
     Args:
         images: (B, 1, H, H) float32 in [0, 1].
@@ -25,15 +27,17 @@ def damage(images: Tensor, *, patch: int, shuffle: float, noise: float, occlusio
     cells, pixels = side // patch, patch**2
     host = torch.Generator().manual_seed(step_seed(seed, 0))
     local = torch.Generator(images.device).manual_seed(step_seed(seed, 1))
-    chances = torch.rand(2, count * cells**2, generator=host)
-    shuffled = (chances[0] < shuffle).nonzero().flatten().to(images.device, non_blocking=True)
-    occluded = (chances[1] < occlusion).nonzero().flatten().to(images.device, non_blocking=True)
+    own, everyone = own_rows(count * cells**2), world_size() * count * cells**2
+    is_shuffled, is_occluded = torch.rand(2, everyone, generator=host) < torch.tensor([[shuffle], [occlusion]])
+    first, number = int(is_shuffled[: own.start].sum()), int(is_shuffled.sum())
+    shuffled = is_shuffled[own].nonzero().flatten().to(images.device, non_blocking=True)
+    occluded = is_occluded[own].nonzero().flatten().to(images.device, non_blocking=True)
 
     patches = images.reshape(count, cells, patch, cells, patch).transpose(2, 3).reshape(-1, pixels)
-    order = torch.rand(len(shuffled), pixels, generator=local, device=images.device).argsort(dim=1)
+    order = torch.rand(number, pixels, generator=local, device=images.device)[first:][: len(shuffled)].argsort(dim=1)
     patches = patches.index_copy(0, shuffled, patches[shuffled].gather(1, order))
     if noise > 0:
-        gaussian = torch.randn(patches.shape, generator=local, device=images.device)
+        gaussian = torch.randn(everyone, pixels, generator=local, device=images.device)[own]
         patches = patches.add(gaussian, alpha=noise).clamp_(0, 1)
     patches = patches.index_fill(0, occluded, 0.0)
     return patches.view(count, cells, cells, patch, patch).transpose(2, 3).reshape(images.shape)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from anaus_bench.data.layout import naming
 from anaus_bench.errors import EmptyMask, SizeMismatch, UnreadableFile
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.lazy import Image
 
 if TYPE_CHECKING:
     import av

@@ -34,6 +34,10 @@ class Operations:
     magnitude: Tensor
     sign: Tensor
 
+    def part(self, rows: slice) -> Operations:
+        """Those of some images."""
+        return Operations(self.kind[:, rows], self.magnitude[:, rows], self.sign[:, rows])
+
 
 def draw_operations(rounds: int, count: int, generator: torch.Generator) -> Operations:
     """Operations of `count` images."""

@@ -120,6 +120,17 @@ class Clips:
         """Positions in the corpus (B, M) of the frames (B, M) of clips (B,)."""
         return self.positions[self.starts[clips, None] + frames]
 
+    def in_words(self, least: int = 1) -> str:
+        """How many there are, how long, and how many were left out for having fewer than `least` frames."""
+        left_out = f"; {self.too_short} of fewer than {least} frames are left out" if self.too_short else ""
+        return f"{len(self)} of {span(self.lengths)} frames{left_out}"
+
+
+def span(numbers: Tensor) -> str:
+    """The range of whole numbers in words: `3 to 5`, or `3` if all are alike."""
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low} to {high}" if low < high else str(low)
+
 
 def find_clips(corpus: PackedCorpus, method: str, least: int = 1) -> Clips:
     """All clips of at least `least` frames.
@@ -209,6 +220,45 @@ def uniform_integers(low: Tensor, high: Tensor, generator: torch.Generator) -> T
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+class BalancedSampler:
+    """Labelled images only, each class as often: the classes and the images of each run through permutations.
+
+    An epoch is the number of steps in which an objective on single images passes the corpus, so that all take as many.
+
+    Args:
+        labels: (N,) int64 class of each image of the corpus, -1 = none; at least one image has one.
+        batch: Items per step.
+        seed: Seed of the run.
+
+    Raises:
+        CountMismatch: Fewer images than one batch.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], batch: int, seed: int) -> None:
+        if len(labels) < batch:
+            raise CountMismatch(
+                f"corpus has {len(labels)} images, fewer than one batch of {batch}; lower pretrain.batch"
+            )
+        self.batch = batch
+        self.steps_per_epoch = len(labels) // batch
+        present = np.unique(labels[labels >= 0]).tolist()
+        self._members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in present]
+        self._classes = _Stream(len(present), step_seed(~seed, 0))
+        self._images = [
+            _Stream(len(members), step_seed(~seed, 1 + number)) for number, members in enumerate(self._members)
+        ]
+
+    def draw(self, step: int, progress: float) -> Draw:
+        """A round shows every class once, with the next image of each."""
+        places = torch.arange(step * self.batch, (step + 1) * self.batch)
+        rounds = places // len(self._members)
+        first, number = int(rounds[0]), int(rounds[-1] - rounds[0]) + 1
+        pairs = zip(self._members, self._images, strict=True)
+        images = torch.stack([members[stream.take(first, number)] for members, stream in pairs])  # (classes, rounds)
+        classes = self._classes.take(step * self.batch, self.batch)
+        return Draw(images[classes, rounds - first][:, None])
 
 
 class SemiSupervisedSampler:

@@ -51,6 +51,7 @@ class View:
         translate: Largest shift per axis as a share of the side, with reflected borders.
         operations: Rounds of RandAugment, after the blur and solarisation.
         cutout: Side of a gray square at a random place as a share of the view's; it may reach over the border.
+        overlap: Least share of its crop that the first view's must cover, else it is drawn again, ten times in all.
 
     Label maps follow the crop and the flip only, so the last three are for objectives without masks.
     """
@@ -77,6 +78,7 @@ class View:
     translate: float = 0.0
     operations: int = 0
     cutout: float = 0.0
+    overlap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ class Crop:
 
     box: Tensor
     flip: Tensor
+
+    def part(self, rows: slice) -> Crop:
+        """Those of some rows."""
+        return Crop(self.box[rows], self.flip[rows])
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,11 @@ class Photometry:
     shift: Tensor | None = None
     operations: Operations | None = None
     hole: Tensor | None = None
+
+    def part(self, rows: slice) -> Photometry:
+        """Those of some rows."""
+        values: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Photometry(**values, operations=self.operations and self.operations.part(rows))
 
 
 @dataclass(frozen=True)
@@ -162,8 +173,9 @@ def make_batch(
     step: int,
     device: torch.device | None = None,
     weights: Tensor | None = None,
+    part: slice = slice(None),
 ) -> Batch:
-    """The batch of one step, a function of `indices`, `seed` and `step`.
+    """The batch of one step, a function of `indices`, `seed` and `step`; of it, the items `part`.
 
     Args:
         images: (N, S, S) uint8, a tensor on any device or a memory map.
@@ -176,6 +188,7 @@ def make_batch(
         step: Number of the step, from 0.
         device: Where the batch goes; by default where `images` is.
         weights: (B,) float32 weight of each item, or None.
+        part: Which of the B items are made; they are those that the whole batch would have in these places.
     """
     if device is None:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
@@ -185,8 +198,14 @@ def make_batch(
     cpu = torch.device("cpu")
     frames = {number: indices[:, number] for number in {0, *(recipe.frame for recipe in recipes)}}
     valid = {number: _rows(boxes, rows, cpu).float() for number, rows in frames.items()}
-    crops = tuple(draw_crops(recipe, valid[recipe.frame], generator) for recipe in recipes)
-    photometry = tuple(draw_photometry(recipe, len(indices), generator) for recipe in recipes)
+    crops = [draw_crops(recipe, valid[recipe.frame], generator) for recipe in recipes]
+    for number, recipe in enumerate(recipes):
+        if recipe.overlap > 0:
+            crops[number] = redraw(recipe, valid[recipe.frame], crops[number], crops[0], generator)
+    photometry = [draw_photometry(recipe, len(indices), generator) for recipe in recipes]
+    # All items are drawn, and these are taken, so that a part is that of the whole batch.
+    crops, photometry = [crop.part(part) for crop in crops], [draw.part(part) for draw in photometry]
+    indices, frames = indices[part], {number: rows[part] for number, rows in frames.items()}
 
     packed = {number: _rows(images, rows, device)[:, None] for number, rows in frames.items()}  # (B, 1, S, S)
     source = {number: rows.float().div_(255) for number, rows in packed.items()}
@@ -203,14 +222,14 @@ def make_batch(
     return Batch(
         views=views,
         label_maps=tuple(label_maps),
-        crops=crops,
-        photometry=photometry,
+        crops=tuple(crops),
+        photometry=tuple(photometry),
         recipes=tuple(recipes),
         source=packed[0],
         source_masks=maps.get(0),
         indices=indices,
         labels=_rows(labels, indices[:, 0], device),
-        weights=None if weights is None else weights.to(device),
+        weights=None if weights is None else weights[part].to(device),
         step=step,
         seed=step_seed(own_seed, 1),
     )
@@ -252,6 +271,18 @@ def draw_crops(recipe: View, boxes: Tensor, generator: torch.Generator) -> Crop:
 
     box = [top + place(full_height - height, offset[0]), left + place(full_width - width, offset[1]), height, width]
     return Crop(torch.cat(box, dim=1), flip)
+
+
+def redraw(recipe: View, boxes: Tensor, crop: Crop, first: Crop, generator: torch.Generator) -> Crop:
+    """The crop where `first` covers enough of it, elsewhere a new one; after ten draws in all the last is kept."""
+    for _ in range(CROP_TRIES - 1):
+        shared = overlap_box(first, crop)[:, 2:].clamp(min=0).prod(dim=1)
+        apart = shared < recipe.overlap * crop.box[:, 2:].prod(dim=1)
+        if not apart.any():
+            break
+        again = draw_crops(recipe, boxes, generator)
+        crop = Crop(torch.where(apart[:, None], again.box, crop.box), torch.where(apart, again.flip, crop.flip))
+    return crop
 
 
 def draw_photometry(recipe: View, count: int, generator: torch.Generator) -> Photometry:

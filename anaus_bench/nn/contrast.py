@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anaus_bench.distributed import divisor
+
 REMOVED = -1e9  # a logit that adds nothing; finite, so that a row of nothing else has finite gradients
 
 
@@ -22,7 +24,7 @@ def region_nce(
     temperature: float,
     first_image: int = 0,
 ) -> Tensor:
-    """Eq. 5: one positive against the negatives, mean over the anchors.
+    """Eq. 5: one positive against the negatives, mean over the anchors (of all processes, see `divisor`).
 
     The positive of an anchor is its own id in the other view of its image. Negatives are all targets of another
     (image, id); each (image, id, view) counts once, however often its id was drawn. An anchor whose id was not drawn in
@@ -46,7 +48,7 @@ def region_nce(
         own.masked_fill_(same_id, REMOVED)
         negatives = logits.flatten(2).logsumexp(dim=2)  # (B, K)
         losses = F.softplus(negatives - positive)  # = -log(e^p / (e^p + sum of e^n))
-        return (losses * has_positive).sum() / has_positive.sum().clamp(min=1)
+        return (losses * has_positive).sum() / divisor(has_positive.sum())
 
 
 def detcon_nce(

@@ -125,10 +125,14 @@ def pair_logs(first: Tensor, second: Tensor) -> dict[str, Tensor]:
 
 
 def _covariance(rows: Tensor) -> Tensor:
-    """Sum of the squared off-diagonal entries of the covariance matrix, divided by D."""
+    """Sum of the squared off-diagonal entries of the covariance matrix of rows (N, D), divided by D.
+
+    The squares of X^T X and of X X^T sum to the same, and the smaller of the two is built.
+    """
     centred = rows - rows.mean(dim=0)
-    covariance = centred.T @ centred / (len(rows) - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / rows.shape[1]
+    product = centred @ centred.T if len(rows) < rows.shape[1] else centred.T @ centred
+    variances = centred.square().sum(dim=0)
+    return (product.square().sum() - variances.square().sum()) / ((len(rows) - 1) ** 2 * rows.shape[1])
 
 
 def _standardise(rows: Tensor, weights: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,9 +39,10 @@ class DINOHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Logits (B, K) in [-1, 1] of rows (B, in_dim)."""
-        return F.linear(F.normalize(self.layers(rows), dim=1), F.normalize(self.prototypes.weight, dim=1))
+    def forward(self, views: Sequence[Tensor]) -> Tensor:
+        """Logits (V, B, K) in [-1, 1] of the rows (B, in_dim) of V views, each with its own batch statistics."""
+        rows = torch.stack([self.layers(view) for view in views])
+        return F.linear(F.normalize(rows, dim=2), F.normalize(self.prototypes.weight, dim=1))
 
 
 class CentredTargets(nn.Module):

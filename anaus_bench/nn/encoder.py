@@ -1,12 +1,13 @@
-"""The encoder that pre-training makes and fine-tuning takes: a torchvision ResNet and, where asked for, its pyramid.
+"""The encoder that pre-training makes and fine-tuning takes: a ResNet or a ViT and, where asked for, its pyramid.
 
-Pyramid: Lin et al. 2017 (arXiv:1612.03144) as AnaUS uses it: strides 4, 8 and 16 are smoothed P2, P3, P4 of 256
-channels, stride 32 is the raw C5.
+Pyramid of a ResNet: Lin et al. 2017 (arXiv:1612.03144) as AnaUS uses it: strides 4, 8 and 16 are smoothed P2, P3, P4
+of 256 channels, stride 32 is the raw C5. That of a ViT is in `vit`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,101 +20,130 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anaus_bench.backbones import BACKBONES, VITS
 from anaus_bench.errors import SettingsError, WeightsError
+from anaus_bench.nn.vit import SimplePyramid, ViT
 from anaus_bench.weights import IMAGENET, load_weights
 
 STRIDES = (4, 8, 16, 32)
 PYRAMID_CHANNELS = 256
 
 
+class ResNet(nn.Sequential):
+    """torchvision's ResNet without its classifier, under torchvision's names (conv1, bn1, layer1..layer4).
+
+    Args:
+        arch: One of `RESNETS`.
+
+    Attributes:
+        feature_dim: Channels of C5.
+        channels: Of the maps of `forward`.
+        stages: First letters of the parameters of the stem and of each stage.
+        last_block: The same of the last residual block.
+    """
+
+    def __init__(self, arch: str) -> None:
+        net = torchvision.models.get_model(arch, weights=None)
+        super().__init__(
+            OrderedDict((name, module) for name, module in net.named_children() if name not in ("avgpool", "fc"))
+        )
+        self.feature_dim = int(net.fc.in_features)
+        self.channels = {stride: self.feature_dim * stride // 32 for stride in STRIDES}
+        self.stages = (("conv1.", "bn1."), *((f"layer{number}.",) for number in (1, 2, 3, 4)))
+        self.last_block = (f"layer4.{len(net.layer4) - 1}.",)
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """C2, C3, C4, C5 of images (B, 3, H, W), by stride."""
+        net: Any = self
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        maps = {}
+        for stride, layer in zip(STRIDES, (net.layer1, net.layer2, net.layer3, net.layer4), strict=True):
+            maps[stride] = x = layer(x)
+        return maps
+
+
 class Pyramid(nn.Module):
     """Laterals 1x1 and smoothing 3x3 with bias, no norm, no activation, nearest x2 upsampling.
 
     Args:
-        channels: Of the stages it takes, finest first, C5 last.
+        channels: Of the stages it takes by stride, finest first, C5 last.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Mapping[int, int]) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(width, PYRAMID_CHANNELS, 1) for width in channels)
-        self.smooth = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in channels[:-1])
+        self.strides = tuple(channels)
+        widths = list(channels.values())
+        self.lateral = nn.ModuleList(nn.Conv2d(width, PYRAMID_CHANNELS, 1) for width in widths)
+        self.smooth = nn.ModuleList(nn.Conv2d(PYRAMID_CHANNELS, PYRAMID_CHANNELS, 3, padding=1) for _ in widths[:-1])
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.kaiming_uniform_(conv.weight, a=1)
                 nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """Stages, finest first, C5 last -> the smoothed map of each but C5, `PYRAMID_CHANNELS` channels."""
-        merged = self.lateral[-1](stages[-1])
-        maps: list[Tensor] = []
-        for level in reversed(range(len(stages) - 1)):
-            up = F.interpolate(merged, size=stages[level].shape[-2:], mode="nearest")
-            merged = self.lateral[level](stages[level]) + up
-            maps.append(self.smooth[level](merged))
-        return maps[::-1]
+    def forward(self, maps: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """C2..C5 by stride -> the smoothed maps of all but C5, finest first, `PYRAMID_CHANNELS` channels."""
+        merged = self.lateral[-1](maps[self.strides[-1]])
+        smoothed: dict[int, Tensor] = {}
+        for level, stride in reversed(list(enumerate(self.strides[:-1]))):
+            up = F.interpolate(merged, size=maps[stride].shape[-2:], mode="nearest")
+            merged = self.lateral[level](maps[stride]) + up
+            smoothed[stride] = self.smooth[level](merged)
+        return dict(sorted(smoothed.items()))
 
 
 class Encoder(nn.Module):
-    """ResNet without its classifier, and a pyramid down to a finest stride.
+    """A backbone without its classifier, and a pyramid down to a finest stride.
 
     Args:
-        arch: `resnet18`, `resnet50`, `resnet101` or `resnet152`.
+        arch: One of `BACKBONES`.
         finest_stride: 4, 8 or 16: the pyramid's finest map; 32: no pyramid.
 
     Attributes:
-        backbone: torchvision's modules under torchvision's names (conv1, bn1, layer1..layer4).
-        feature_dim: Channels of C5 and length of `vector`.
+        backbone: torchvision's modules under torchvision's names.
+        feature_dim: Channels of the raw map of stride 32 and length of `vector`.
         pyramid: None without one.
-        channels: Channels of the map of each stride.
+        channels: Channels of the map of each stride there is; a ViT without a pyramid has those of 16 and 32.
         card: Where the weights are from; set by `load_encoder`.
     """
 
     def __init__(self, arch: str, finest_stride: int = 32) -> None:
         super().__init__()
-        if arch not in IMAGENET:
-            raise SettingsError(f"unknown backbone {arch!r}; known: {', '.join(IMAGENET)}")
+        if arch not in BACKBONES:
+            raise SettingsError(f"unknown backbone {arch!r}; known: {', '.join(BACKBONES)}")
         if finest_stride not in STRIDES:
             raise ValueError(f"finest_stride {finest_stride!r} is none of {STRIDES}")
-        net = torchvision.models.get_model(arch, weights=None)
         self.arch = arch
         self.finest_stride = finest_stride
         self.card: EncoderCard | None = None
-        self.backbone = nn.Sequential()
-        for name, module in net.named_children():
-            if name not in ("avgpool", "fc"):
-                self.backbone.add_module(name, module)
-        self.feature_dim = int(net.fc.in_features)
-        widths = [self.feature_dim // 8, self.feature_dim // 4, self.feature_dim // 2, self.feature_dim]
-        self.channels = dict(zip(STRIDES, widths, strict=True))
-        self.pyramid = None
-        if finest_stride < 32:
-            self.pyramid = Pyramid([width for stride, width in self.channels.items() if stride >= finest_stride])
-            self.channels |= {stride: PYRAMID_CHANNELS for stride in STRIDES[:-1] if stride >= finest_stride}
+        self.backbone: ViT | ResNet = ViT(arch) if arch in VITS else ResNet(arch)
+        self.feature_dim = self.backbone.feature_dim
+        self.channels = dict(self.backbone.channels)
+        self.pyramid: SimplePyramid | Pyramid | None = None
+        smoothed = [stride for stride in STRIDES[:-1] if stride >= finest_stride]
+        if smoothed:
+            if isinstance(self.backbone, ViT):
+                self.pyramid = SimplePyramid(self.feature_dim, smoothed, PYRAMID_CHANNELS)
+            else:
+                self.pyramid = Pyramid({stride: self.channels[stride] for stride in (*smoothed, 32)})
+            self.channels |= dict.fromkeys(smoothed, PYRAMID_CHANNELS)
 
     def forward(self, images: Tensor, strides: Sequence[int] = STRIDES) -> dict[int, Tensor]:
         """Maps of images (B, 3, H, W), normalised: stride -> (B, C, H/stride, W/stride).
 
-        Below the finest stride of the pyramid, and without one, they are the raw C2..C5. The pyramid runs only if one
-        of its strides is asked for.
+        Below the finest stride of the pyramid, and without one, they are the backbone's own: C2..C5 of a ResNet. The
+        pyramid runs only if one of its strides is asked for.
         """
-        maps = dict(zip(STRIDES, self.stages(images), strict=True))
-        levels = [stride for stride in STRIDES if stride >= self.finest_stride]
-        if self.pyramid is not None and any(stride in levels[:-1] for stride in strides):
-            maps |= dict(zip(levels[:-1], self.pyramid([maps[stride] for stride in levels]), strict=True))
+        maps = self.backbone(images)
+        if self.pyramid is not None and any(self.finest_stride <= stride < 32 for stride in strides):
+            maps = {**maps, **self.pyramid(maps)}
         return {stride: maps[stride] for stride in strides}
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """C2, C3, C4, C5 of images (B, 3, H, W)."""
-        net: Any = self.backbone
-        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        stages = []
-        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-            x = layer(x)
-            stages.append(x)
-        return stages
+        """The backbone's own maps of images (B, 3, H, W), finest first: C2, C3, C4, C5 of a ResNet."""
+        return list(self.backbone(images).values())
 
     def vector(self, images: Tensor) -> Tensor:
-        """Global average of C5: (B, feature_dim)."""
+        """Global average of the map of stride 32 (B, feature_dim): of a ResNet's C5, or of a ViT's patch tokens."""
         (last,) = self(images, (32,)).values()
         return torch.mean(last, dim=(2, 3))
 
@@ -171,7 +201,7 @@ def load_imagenet(encoder: Encoder, source: str) -> None:
     """
     published = IMAGENET[encoder.arch]
     state: Mapping[str, Tensor] = load_weights(source, published)
-    kept = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    kept = {name: value for name, value in state.items() if not name.startswith(("fc.", "heads."))}
     try:
         encoder.backbone.load_state_dict(kept)
     except RuntimeError as error:

@@ -12,16 +12,19 @@ from torch.optim import Optimizer
 Convention = Literal["standard", "official"]
 
 
-def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: weights, and those of one dimension or none.
+def parameter_groups(module: nn.Module, *, decay_norms: bool = False) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: weights, and those of one dimension, others of 1 aside, or none.
 
-    The latter (biases, scale and offset of norms) have no weight decay and no trust ratio. The parameters of target
-    networks (`requires_grad` False) are in neither. The groups also suit other optimisers, which ignore `adapt`.
+    The latter (biases, scale and offset of norms, single tokens) have no trust ratio, and no weight decay unless
+    `decay_norms`. The parameters of target networks (`requires_grad` False) are in neither. The groups also suit other
+    optimisers, which ignore `adapt`; `decayed` says which a schedule of the weight decay is for.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    weights = [p for p in trained if p.squeeze().ndim > 1]
+    others = [p for p in trained if p.squeeze().ndim <= 1]
     return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "adapt": True},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+        {"params": weights, "adapt": True, "decayed": True},
+        {"params": others, "adapt": False, "decayed": decay_norms, **({} if decay_norms else {"weight_decay": 0.0})},
     ]
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anaus_bench.distributed import rand_rows
+
 NUM_IDS = 256
 
 
@@ -31,7 +33,7 @@ def draw_ids(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
         generator: On the CPU, so that the draw is the same on every device up to rounding of the weights.
     """
     # float64 holds a float32 in [0, 1) times the total exactly enough to stay below the total.
-    shares = torch.rand(len(weights), count, generator=generator).to(weights.device, non_blocking=True)
+    shares = rand_rows(len(weights), count, generator=generator).to(weights.device, non_blocking=True)
     cumulated = weights.double().cumsum(dim=1)
     drawn = torch.searchsorted(cumulated, shares.double() * cumulated[:, -1:], right=True)
     return drawn.clamp(max=NUM_IDS - 1)

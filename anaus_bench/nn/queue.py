@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anaus_bench.errors import SettingsError
+
 
 class Queue(nn.Module):
     """The last `size` embeddings, at first random unit rows.
@@ -34,3 +36,27 @@ class Queue(nn.Module):
         steps = torch.arange(len(rows), device=rows.device)
         self.keys.index_copy_(0, (self.pointer + steps) % len(self.keys), rows.to(self.keys.dtype))
         self.pointer.copy_((self.pointer + len(rows)) % len(self.keys))
+
+
+def check_queue(length: int, bn_splits: int, images: int, batch: int) -> None:
+    """Refuses a queue, or parts of a batch, with which the loss would not mean what it says.
+
+    Args:
+        length: Keys in the queue.
+        bn_splits: Parts of the batch that pass the key network one by one.
+        images: Images of the corpus.
+        batch: Images per step.
+
+    Raises:
+        SettingsError: The queue holds more keys than there are images, or parts of the batch have one image.
+    """
+    if length > images:
+        raise SettingsError(
+            f"objective.queue_size={length} is more than the {images} images of the corpus, so keys of a query's own "
+            "image would be among its negatives; lower it"
+        )
+    if batch % bn_splits or batch == bn_splits:
+        raise SettingsError(
+            f"pretrain.batch={batch} does not split into objective.bn_splits={bn_splits} equal parts of at least 2 "
+            "images; change one of them"
+        )

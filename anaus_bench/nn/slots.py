@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anaus_bench.distributed import divisor, least
 from anaus_bench.nn.contrast import gather_images
 from anaus_bench.nn.pooling import mask_pool
 
@@ -75,7 +76,7 @@ def grouping_loss(online: Tensor, targets: Tensor, weights: Tensor, temperature:
     """
     shares = (online / temperature).log_softmax(dim=1).permute(0, 2, 3, 1)
     losses = -(targets * shares).sum(dim=3).mean(dim=(1, 2))  # (B,)
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+    return (losses * weights).sum() / divisor(weights.sum())
 
 
 def slot_contrast(
@@ -84,7 +85,7 @@ def slot_contrast(
     """Which target slot is the same group of the same image, times 2 * temperature; mean over the anchors.
 
     Negatives are all other valid target slots of all images, those of the same group too. The predictor, and so its
-    batch norm, sees the anchors alone. Fewer than two anchors, which batch norm cannot take, give 0.
+    batch norm, sees the anchors alone. Fewer than two anchors in any process, which batch norm cannot take, give 0.
 
     Args:
         predictor: Maps rows (R, D) to (R, D).
@@ -97,12 +98,13 @@ def slot_contrast(
     rows = slots[anchors]  # (R, D)
     (keys, first), (is_key, _) = gather_images(targets), gather_images(valid)
     place = (is_key.flatten().cumsum(dim=0) - 1).view_as(is_key)[first : first + len(anchors)]  # among the keys
-    if len(rows) < 2:
+    if least(len(rows)) < 2:
         return zero_loss([slots], predictor)
     predictions = predictor(rows)
     with torch.autocast(rows.device.type, enabled=False):
         queries, keys = F.normalize(predictions.float(), dim=1), F.normalize(keys[is_key].float(), dim=1)
-        return 2 * temperature * F.cross_entropy(queries @ keys.T / temperature, place[anchors])
+        loss = F.cross_entropy(queries @ keys.T / temperature, place[anchors])
+        return 2 * temperature * loss * (len(rows) / divisor(anchors.sum()))
 
 
 def zero_loss(features: Sequence[Tensor], *heads: nn.Module) -> Tensor:

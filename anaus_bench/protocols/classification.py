@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from anaus_bench import metrics
 from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task, batches
-from anaus_bench.lazy import F, nn, torch
+from anaus_bench.lazy import F, Image, nn, torch
 from anaus_bench.protocols.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
 from anaus_bench.protocols.settings import TaskSettings
 from anaus_bench.rows import write_rows
@@ -42,12 +41,13 @@ PREDICTION_BATCH = 128
 
 
 class ClassificationSettings(TaskSettings):
-    """Fine-tuning with a linear classifier on the global average of C5."""
+    """Fine-tuning with a linear classifier on the global average of the last map."""
 
     trainable: Literal["linear", "last_block", "last_stage", "last3_stages", "all"] = Field(
         "last_block",
         description="what is trained beside the classifier; last_block: the last residual block, on a ResNet-18 with "
-        "the classifier the paper's last three layers (USCL)",
+        "the classifier the paper's last three layers (USCL), or the last transformer block and final norm of a ViT, "
+        "whose stages are quarters of its blocks",
     )
     bn_mode: Literal["train", "eval"] = Field(
         "train",
@@ -225,12 +225,12 @@ def build_classifier(encoder: Encoder, num_classes: int, trainable: str) -> nn.M
 
 def trained_prefixes(encoder: Encoder, trainable: str) -> tuple[str, ...]:
     """First letters of the names of the backbone's parameters that are trained."""
-    last = len(encoder.backbone.get_submodule("layer4")) - 1  # type: ignore[arg-type]
+    backbone = encoder.backbone
     return {
         "linear": (),
-        "last_block": (f"layer4.{last}.",),
-        "last_stage": ("layer4.",),
-        "last3_stages": ("layer2.", "layer3.", "layer4."),
+        "last_block": backbone.last_block,
+        "last_stage": backbone.stages[-1],
+        "last3_stages": sum(backbone.stages[-3:], ()),
         "all": ("",),
     }[trainable]
 

@@ -1,10 +1,13 @@
-"""Mask R-CNN (He et al. 2017, arXiv:1703.06870) with a pre-trained R-FPN backbone, built from torchvision's parts."""
+"""Mask R-CNN (He et al. 2017, arXiv:1703.06870) on a pre-trained backbone with a pyramid, from torchvision's parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from anaus_bench.backbones import VITS
+from anaus_bench.errors import SettingsError
 from anaus_bench.lazy import nn, torch
 from anaus_bench.protocols.batching import encoder_card
 
@@ -17,9 +20,6 @@ NUM_CLASSES = 2
 
 LONGEST_TO_SHORTEST = 1333 / 800
 """Ratio of the largest longest to the shortest side of resized images, as in torchvision and detectron2."""
-
-TRAINED_FIRST = ("layer4", "layer3", "layer2", "layer1", "conv1")
-"""The backbone's parts in the order in which they are unfrozen."""
 
 
 def anchor_sizes(settings: SegmentationSettings) -> tuple[float, ...]:
@@ -70,7 +70,34 @@ def build_maskrcnn(encoder: Encoder, settings: SegmentationSettings) -> nn.Modul
 
 
 def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
-    """`BackboneWithFPN` with the encoder's weights: levels P2..P5 and the max-pooled P6, 256 channels each."""
+    """Backbone with the encoder's weights and pyramid: levels P2..P5 and the subsampled P6, 256 channels each.
+
+    Raises:
+        SettingsError: The pyramid is to be transferred and the encoder has none down to stride 4.
+    """
+    if settings.transfer == "backbone+fpn" and (encoder.pyramid is None or encoder.finest_stride != 4):
+        raise SettingsError(
+            "task.transfer='backbone+fpn' needs an encoder with a pyramid down to stride 4, found one whose finest "
+            f"trained map has stride {encoder.finest_stride}; use task.transfer='backbone'"
+        )
+    return _vit_backbone(encoder, settings) if encoder.arch in VITS else _resnet_backbone(encoder, settings)
+
+
+def _vit_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
+    """A copy of the transformer with ViTDet's pyramid; level P5 of the encoder's has no counterpart and stays new."""
+    from anaus_bench.nn.encoder import PYRAMID_CHANNELS
+    from anaus_bench.nn.vit import SimplePyramidBackbone
+
+    backbone = SimplePyramidBackbone(copy.deepcopy(encoder.backbone), PYRAMID_CHANNELS)
+    freeze_below(backbone.body, encoder.backbone.stages, settings.trainable_layers)
+    if settings.transfer == "backbone+fpn":
+        for stride, level in encoder.pyramid.levels.items():
+            backbone.fpn.levels[stride].load_state_dict(level.state_dict())
+    return backbone
+
+
+def _resnet_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
+    """A `BackboneWithFPN` of torchvision."""
     import torchvision
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
     from torchvision.ops import FrozenBatchNorm2d
@@ -80,7 +107,7 @@ def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
     body = torchvision.models.get_model(encoder.arch, weights=None, norm_layer=batch_norm)
     del body.fc  # the encoder has none, so that the names below must match strictly
     body.load_state_dict(encoder.backbone.state_dict())
-    freeze_below(body, settings.trainable_layers)
+    freeze_below(body, encoder.backbone.stages, settings.trainable_layers)
     backbone = BackboneWithFPN(
         body,
         return_layers={f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)},
@@ -90,7 +117,7 @@ def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
         norm_layer=_group_norm if settings.norm == "gn" else None,
     )
     if settings.transfer == "backbone+fpn":
-        transfer_pyramid(encoder, backbone.fpn, with_bias=settings.norm != "gn")
+        transfer_pyramid(encoder.pyramid, backbone.fpn, with_bias=settings.norm != "gn")
     return backbone
 
 
@@ -104,29 +131,18 @@ def run_trunks_in_bf16(model: Any, device_type: str) -> None:
         trunk.forward = _in_bf16(trunk.forward, device_type)
 
 
-def freeze_below(body: nn.Module, trainable_layers: int) -> None:
-    """Leaves gradients to the last `trainable_layers` of conv1, layer1..layer4 (with 5, also to bn1)."""
-    trained = TRAINED_FIRST[:trainable_layers] + (("bn1",) if trainable_layers == len(TRAINED_FIRST) else ())
+def freeze_below(body: nn.Module, stages: Sequence[tuple[str, ...]], trainable_layers: int) -> None:
+    """Leaves gradients to the last `trainable_layers` of the stem and the stages."""
+    trained = tuple(name for stage in stages[len(stages) - trainable_layers :] for name in stage)
     for name, parameter in body.named_parameters():
-        parameter.requires_grad_(name.split(".")[0] in trained)
+        parameter.requires_grad_(name.startswith(trained))
 
 
-def transfer_pyramid(encoder: Encoder, fpn: Any, with_bias: bool) -> None:
-    """Copies the encoder's laterals of C2..C5 and smoothing of P2..P4; P5 has no counterpart and stays new.
-
-    Raises:
-        SettingsError: The encoder's trained pyramid does not reach stride 4.
-    """
-    from anaus_bench.errors import SettingsError
-
-    if encoder.pyramid is None or encoder.finest_stride != 4:
-        raise SettingsError(
-            "task.transfer='backbone+fpn' needs an encoder with a pyramid down to stride 4, found one whose finest "
-            f"trained map has stride {encoder.finest_stride}; use task.transfer='backbone'"
-        )
+def transfer_pyramid(pyramid: Any, fpn: Any, with_bias: bool) -> None:
+    """Copies the encoder's laterals of C2..C5 and smoothing of P2..P4; P5 has no counterpart and stays new."""
     pairs = [
-        *zip(encoder.pyramid.lateral, fpn.inner_blocks, strict=True),
-        *zip(encoder.pyramid.smooth, list(fpn.layer_blocks)[:-1], strict=True),
+        *zip(pyramid.lateral, fpn.inner_blocks, strict=True),
+        *zip(pyramid.smooth, list(fpn.layer_blocks)[:-1], strict=True),
     ]
     for ours, theirs in pairs:
         state = ours.state_dict() if with_bias else {"weight": ours.weight}

@@ -52,16 +52,24 @@ class SegmentationSettings(TaskSettings):
         "backbone", description="what is taken from pre-training; the pyramid only from methods that train one"
     )
     trainable_layers: int = Field(
-        3, ge=0, le=5, description="unfrozen parts of the backbone from the top: layer4, 3, 2, 1, stem (torchvision: 3)"
+        3,
+        ge=0,
+        le=5,
+        description="unfrozen parts of the backbone from the top: layer4, 3, 2, 1, stem (torchvision: 3); of a ViT the "
+        "quarters of its blocks, stem",
     )
     norm: Literal["frozen", "bn", "gn"] = Field(
         "frozen",
         description="BatchNorm of the backbone: frozen as in the encoder, or trained (bn; needed from random weights); "
-        "gn: frozen, with GroupNorm(32) in pyramid and heads",
+        "gn: frozen, with GroupNorm(32) in pyramid and heads; a ViT and its pyramid always have layer norm",
     )
-    base_lr: float = Field(0.005, gt=0, description="SGD learning rate (Meta-USCL; the paper gives none)")
+    optimiser: Literal["sgd", "adamw"] = Field(
+        "sgd",
+        description="sgd (Meta-USCL), or adamw as ViTDet trains transformers: with base_lr=1e-4, weight_decay=0.1",
+    )
+    base_lr: float = Field(0.005, gt=0, description="learning rate (Meta-USCL; the paper gives none)")
     sgd_momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (Meta-USCL)")
-    weight_decay: float = Field(1e-4, ge=0, description="SGD weight decay (Sec. 4)")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay (Sec. 4)")
     batch_size: int = Field(2, ge=1, description="images per step (Meta-USCL)")
     epochs: int = Field(30, ge=1, description="passes over the training images (Meta-USCL)")
     lr_step: int = Field(10, ge=1, description="epochs between decays of the learning rate (Meta-USCL)")
@@ -312,9 +320,10 @@ def _train(
     from anaus_bench.loop import train
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(
-        trained, settings.base_lr, momentum=settings.sgd_momentum, weight_decay=settings.weight_decay
-    )
+    rate, decay = settings.base_lr, settings.weight_decay
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, rate, weight_decay=decay)
+    if settings.optimiser == "sgd":
+        optimizer = torch.optim.SGD(trained, rate, momentum=settings.sgd_momentum, weight_decay=decay)
     per_epoch = steps_per_epoch(len(examples), settings.batch_size)
     model.train()
 

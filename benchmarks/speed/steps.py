@@ -1,87 +1,100 @@
-"""A training step against the encoder passes it cannot avoid, as a ratio in one run.
+"""Training steps against the encoder passes they cannot avoid, as ratios in one run.
 
-A step is loss, backward, optimiser (LARS) and moving average, on views made beforehand (what AnaUS cuts and damages
-for its context branch is part of the step). The passes are those of the same encoder on as many images: AnaUS 3 forward
-and backward, 3 forward without gradients; BYOL 2 and 2. Seconds are those of the process on a CPU with one thread, so
-that a shared machine disturbs them little, else of the clock.
+A step is that of `anaus_bench.pretraining` with its default optimiser: views, loss, backward, optimiser, moving
+averages. Its passes are those that its loss asks of the encoders, run bare: with gradients forward and backward,
+without them forward, all of them before one backward pass, at the same sizes, precision and memory format.
+
+`ratio` sets the step against the passes of the encoders, `of networks` against those of encoders and heads (projectors,
+predictors, a decoder): large heads are of the method, and are in the second. `ratio at 192` and `of networks at 192`
+are computed, not measured: optimiser and moving averages, whose cost does not grow with the batch, are spread over 192.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anaus_bench.data.views import Batch, make_batch
+from anaus_bench.data.views import Batch
+from anaus_bench.errors import AnausError, PluginError
 from anaus_bench.interfaces import Objective
-from anaus_bench.nn.encoder import STRIDES, Encoder
-from anaus_bench.nn.lars import LARS, parameter_groups
-from anaus_plugins.objectives.anaus import AnaUS, AnaUSSettings
-from anaus_plugins.objectives.byol import BYOL, BYOLSettings
-from benchmarks.speed.timing import interleaved
+from anaus_bench.registry import Registry
+from benchmarks.speed.passes import Call, bare, recorded, views
+from benchmarks.speed.training import Run, alternate, taken
 
-PASSES = {"anaus": 3, "byol": 2}
+PROTOCOL_BATCH = 192  # of pre-training
+LIMIT, LIMIT_OF_LARGE_HEADS = 1.10, 1.15
+LARGE_HEADS = 0.25  # of the encoder's weights
 
 
-def measure(
-    method: str = "anaus",
-    batch: int = 8,
-    size: int = 224,
-    device: str = "cpu",
-    repeats: int = 5,
-    precision: str = "fp32",
-    arch: str = "resnet18",
-) -> dict[str, float | str]:
-    """Seconds of a step and of its bare passes (medians of interleaved repeats), their ratio, and images per second."""
-    place = torch.device(device)
-    objective: Objective[Any] = AnaUS(AnaUSSettings()) if method == "anaus" else BYOL(BYOLSettings())
-    torch.manual_seed(0)
-    nets = objective.build(Encoder(arch, objective.finest_stride())).to(place, memory_format=torch.channels_last)
-    drawn = _draw(objective, batch, size, place)
-    optimiser = LARS(parameter_groups(nets), lr=0.1, weight_decay=1e-6)
-    strides = [stride for stride in STRIDES if stride >= objective.finest_stride()]
-    bare = Encoder(arch, objective.finest_stride()).to(place, memory_format=torch.channels_last)
-    weights = [parameter for parameter in bare.parameters() if parameter.requires_grad]
+def trained(registry: Registry) -> list[str]:
+    """Names of all installed objectives that train."""
+    return [name for name in registry.names("objectives") if registry.get("objectives", name).trains]
 
-    def autocast() -> torch.autocast:
-        return torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16")
 
-    def step() -> None:
-        with autocast():
-            loss, _ = objective.loss(nets, drawn)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        objective.after_step(nets, 0.5)
+def measure(name: str, objective: Objective[Any], run: Run) -> dict[str, Any]:
+    """A row of the table: passes, median seconds, medians of the rounds' ratios; or why there is none."""
+    row: dict[str, Any] = {"method": name}
 
-    def passes() -> None:
-        total: Tensor | float = 0.0
-        for number in range(PASSES[method]):
-            images = drawn.views[number % 2]
-            with autocast():
-                total = total + sum(features.float().mean() for features in bare(images, strides).values())
-                with torch.no_grad():
-                    bare(images, strides)
-        torch.autograd.grad(total, weights)  # type: ignore[arg-type]
+    def others(nets: nn.ModuleDict, batch: Batch) -> list[Callable[[], object]]:
+        objective.before_forward(nets, 0.5)  # nothing is frozen there
+        with recorded(nets) as calls:
+            objective.loss(nets, batch)
+        if not any(call.in_encoder for call in calls):
+            raise PluginError(f"the loss of {name!r} calls no part of its encoder")
+        row.update(described(calls, len(batch.labels)))
+        row["limit"] = _limit(nets)
+        return [bare([call for call in calls if call.in_encoder is kind], run.autocast) for kind in (True, False)]
 
-    taken, floor = interleaved((step, passes), repeats, place)
-    return {
-        "method": method,
-        "precision": precision,
-        "step_s": taken,
-        "passes_s": floor,
-        "ratio": taken / floor,
-        "images_per_s": batch / taken,
+    try:
+        run = taken(objective, run)
+        found = alternate(objective, run, others)
+    except AnausError as error:
+        return row | {"note": f"not measured: {error}"}
+    except torch.cuda.OutOfMemoryError:
+        return row | {"note": f"not measured: batch {run.batch} does not fit the device"}
+    passes, in_heads = zip(*found.others, strict=True)
+    networks = [sum(both) for both in found.others]
+    step = statistics.median(found.steps)
+    spread = 1 - run.batch / PROTOCOL_BATCH
+    steps_at_192 = [seconds - spread * update for seconds, update in zip(found.steps, found.updates, strict=True)]
+    return row | {
+        "batch": run.batch,
+        "step s": step,
+        "passes s": statistics.median(passes),
+        "heads s": statistics.median(in_heads),
+        "update s": statistics.median(found.updates),
+        "ratio": _ratio(found.steps, passes),
+        "ratio at 192": _ratio(steps_at_192, passes),
+        "of networks": _ratio(found.steps, networks),
+        "of networks at 192": _ratio(steps_at_192, networks),
+        "items/s": run.batch / step,
     }
 
 
-def _draw(objective: Objective[Any], count: int, size: int, device: torch.device) -> Batch:
-    """Views of random images whose label maps have five structures."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, 256, 256), generator=generator, dtype=torch.uint8)
-    masks = torch.randint(0, 6, (count, 4, 4), generator=generator, dtype=torch.uint8)
-    masks = nn.functional.interpolate(masks[:, None], scale_factor=64, mode="nearest")[:, 0]
-    boxes = torch.tensor([[0.0, 0.0, 256.0, 256.0]]).repeat(count, 1)
-    labels = torch.full((count,), -1)
-    return make_batch(images, masks, boxes, labels, torch.arange(count), objective.views(size), 0, 0, device)
+def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """Median of the rounds' ratios."""
+    return statistics.median(above / below for above, below in zip(over, under, strict=True))
+
+
+def described(calls: list[Call], items: int) -> dict[str, str]:
+    """Views per item that pass with and without gradients, such as `2 x 224 + 8 x 96`."""
+    return {
+        title: _listed(views(calls, items, with_gradient=with_gradient))
+        for title, with_gradient in (("with gradient", True), ("without", False))
+    }
+
+
+def _listed(counts: Mapping[int, float]) -> str:
+    return " + ".join(f"{number:g} x {side}" for side, number in counts.items()) or "none"
+
+
+def _limit(nets: nn.ModuleDict) -> float:
+    def weights(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+    encoder = weights(nets["encoder"])
+    return LIMIT_OF_LARGE_HEADS if weights(nets) - encoder > LARGE_HEADS * encoder else LIMIT

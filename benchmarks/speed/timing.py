@@ -9,24 +9,35 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import lightly
 import torch
 import torchvision
 
 
-def interleaved(functions: Sequence[Callable[[], None]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each function; the first round is not counted.
+def clock(device: torch.device) -> Callable[[], float]:
+    """Reads seconds, once the device has done its work.
 
     On the CPU with one thread these are CPU seconds, which other processes disturb least; else they are wall seconds.
     """
+    if device.type == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def interleaved(functions: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median seconds of each function, by `clock`; the first round is not counted."""
     seconds: list[list[float]] = [[] for _ in functions]
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    now = clock(device)
     for _ in range(repeats + 1):
         for function, taken in zip(functions, seconds, strict=True):
-            start = clock()
+            start = now()
             function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            taken.append(clock() - start)
+            taken.append(now() - start)
     return [statistics.median(taken[1:]) for taken in seconds]
 
 
@@ -39,4 +50,5 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
+        "lightly": lightly.__version__,
     }

@@ -269,6 +269,35 @@ def test_a_corpus_smaller_than_a_batch_is_refused(command: Command) -> None:
     refused(outcome, "corpus has 24 images, fewer than one batch of 64", "lower pretrain.batch")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("uscl", "--corpus", "udiat"), ("'uscl' compares the frames of clips", "data sets: udiat", "pass a --corpus")),
+        (("usucl", "--corpus", "camus"), ("'usucl' needs clips of at least 3 frames", "pass another --corpus")),
+        (("fixmatch", "--corpus", "udiat"), ("'fixmatch' needs class labels", "corpus 'udiat' has none")),
+        (("supervised", "--corpus", "udiat"), ("'supervised' needs class labels", "corpus 'udiat' has none")),
+        (("awcl", "--set", "objective.granularity=view"), ("'awcl' needs at least 2 anatomies", "pass a --corpus")),
+        (("ivpp", "--set", "objective.delta_unit=seconds"), ("frame rate of phantom", "--set objective.fps.phantom=")),
+        (("mocov2", "--set", "objective.queue_size=25"), ("objective.queue_size=25", "24 images", "lower it")),
+        (("byol", "--set", "pretrain.batch=1"), ("pretrain.batch=1", "greater than or equal to 2")),
+        (("simclr", "--set", "objective.temperature=0"), ("objective.temperature=0", "greater than 0")),
+    ],
+)
+def test_what_a_method_cannot_work_with_is_refused_before_training(
+    command: Command, words: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    refused(command("run", "--preset", "tiny", "--task", "busi-cls", "--method", *words), *expected)
+
+    assert not list(Path().glob("anaus-store/pretrain/[!.]*"))
+
+
+@pytest.mark.parametrize("method", ["detcon", "slotcon"])
+def test_masks_of_one_region_train(command: Command, method: str) -> None:
+    outcome = command("run", "--preset", "tiny", "--method", method, "--masks", "whole", "--task", "busi-cls", "--json")
+
+    assert outcome.code == 0, outcome.err
+
+
 def test_a_device_that_is_not_there_is_refused(command: Command) -> None:
     refused(
         command("run", "--preset", "tiny", "--method", "random", "--task", "busi-cls", "--device", "gpu"),

@@ -23,6 +23,8 @@ CELL = ("run", "--preset", "tiny", "--device", "cpu", "--json")
         (("--method", "anaus", "--masks", "groundtruth", "--task", "busi-cls"), {"audit", "corpus", "masks"}),
         (("--method", "byol", "--task", "udiat"), {"audit", "corpus"}),
         (("--method", "supervised", "--task", "busi-cls"), {"audit", "corpus"}),
+        (("--method", "usfmae", "--task", "udiat"), {"audit", "corpus"}),
+        (("--method", "usfmae", "--task", "busi-cls"), {"audit", "corpus"}),
         (("--method", "random", "--task", "busi-cls"), set()),
     ],
     ids=lambda value: "-".join(value[1::2]) if isinstance(value, tuple) else "",

@@ -173,6 +173,20 @@ def test_small_overlaps_are_unusable() -> None:
     assert is_usable(boxes, 256, ContextSettings()).tolist() == [True, False, False, False, False]
 
 
+def test_exported_statistics_are_those_of_whole_views_unless_asked_otherwise() -> None:
+    def statistics(**context: Any) -> dict[str, Tensor]:
+        objective = make(context=context)
+        torch.manual_seed(0)
+        nets = build(objective).train()
+        objective.loss(nets, draw_batch(objective))
+        return {name: value for name, value in nets["encoder"].named_buffers() if "running" in name}
+
+    kept, moved, without = statistics(), statistics(damaged_statistics=True), statistics(enabled=False)
+
+    assert all(torch.equal(value, without[name]) for name, value in kept.items())
+    assert not any(torch.equal(value, without[name]) for name, value in moved.items())
+
+
 def test_without_usable_overlap_the_context_loss_is_zero_and_gradients_are_finite() -> None:
     objective = make(scales=1, context={"min_area": 1.0})
     nets, batch = build(objective), draw_batch(objective)

@@ -40,7 +40,8 @@ def corpus() -> PackedCorpus:
         for dataset, video, frames, label in clips
         for frame in range(frames)
     )
-    return PackedCorpus(np.zeros((15, 8, 8), dtype=np.uint8), None, entries, (), {}, ("regular", "covid"), False)
+    classes = ("butterfly:regular", "butterfly:covid")
+    return PackedCorpus(np.zeros((15, 8, 8), dtype=np.uint8), None, entries, (), {}, classes, False)
 
 
 def test_it_keeps_the_contract(objective: AWCL) -> None:
@@ -62,7 +63,7 @@ def test_it_keeps_the_contract(objective: AWCL) -> None:
             + [None] * 2
             + ["camus 4CH systole"] * 2,
         ),
-        ("class", ["butterfly covid"] * 3 + [None] * 12),
+        ("class", ["butterfly:covid"] * 3 + [None] * 12),
     ],
 )
 def test_anatomies_at_each_granularity(

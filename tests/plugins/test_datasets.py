@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.config import Settings
 from anaus_bench.data.layout import natural_key
 from anaus_bench.errors import (
+    BadMaskValues,
     DataError,
     DatasetNotFound,
     DuplicateId,
@@ -28,9 +28,10 @@ from anaus_bench.errors import (
     WrongVersion,
 )
 from anaus_bench.interfaces import Dataset
+from anaus_bench.simulator.phantoms import KINDS, clips
 from anaus_plugins.datasets.busi import BUSI
 from anaus_plugins.datasets.images import Images, ImagesSettings
-from anaus_plugins.datasets.phantom import Phantom
+from anaus_plugins.datasets.phantom import STRUCTURES, Anatomy, Phantom, PhantomAnatomy
 from anaus_plugins.datasets.udiat import UDIAT
 
 COUNTS = {"phantom": 30, "busi": 18, "udiat": 6}
@@ -38,7 +39,7 @@ LABELLED: dict[str, type[Dataset[Any]]] = {"phantom": Phantom, "busi": BUSI, "ud
 
 
 def made(name: str) -> Dataset[Any]:
-    return LABELLED[name](Settings())
+    return LABELLED[name](LABELLED[name].settings_class())
 
 
 def images(**values: Any) -> Images:
@@ -452,6 +453,38 @@ def test_a_spoilt_index_of_phantoms_is_refused(root: Callable[[str], Path]) -> N
     table.unlink()
     with pytest.raises(LayoutError, match=r"index\.csv"):
         made("phantom").scan(folder)
+
+
+@pytest.mark.parametrize("anatomy", STRUCTURES)
+def test_phantoms_of_each_anatomy_have_its_classes_and_structures(anatomy: Anatomy, tmp_path: Path) -> None:
+    dataset = Phantom(PhantomAnatomy(anatomy=anatomy))
+    dataset.write_phantoms(tmp_path / "new", 2 * len(KINDS[anatomy]), 48, seed=0)
+
+    index = dataset.scan(tmp_path / "new")
+    masks = [dataset.read(index, sample).mask for sample in index.samples]
+
+    assert dataset.classes == KINDS[anatomy]
+    assert {sample.label for sample in index.samples} == set(range(len(dataset.classes)))
+    kinds = [dataset.classes[sample.label or 0] for sample in index.samples]
+    made = list(clips(anatomy, "phantom", kinds, frames=1, size=48, seed=0))
+    for mask, clip in zip(masks, made, strict=True):
+        names = np.array([0, *(1 + dataset.structures.index(name) for name in clip.structures)])
+        assert mask is not None
+        assert (mask == names[clip.labels[0]]).all()
+
+
+def test_phantoms_of_another_anatomy_are_refused(root: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = root("phantom")
+    heart = Phantom(PhantomAnatomy(anatomy="heart"))
+    thyroid = Phantom(PhantomAnatomy(anatomy="thyroid"))
+    thyroid.write_phantoms(tmp_path / "thyroid", 4, 48, seed=0)
+
+    with pytest.raises(LabelError, match="'benign'"):
+        heart.scan(folder)
+    index = made("phantom").scan(tmp_path / "thyroid")
+    with pytest.raises(BadMaskValues, match=r"breast are \[0, 255\]; set data\.phantom\.anatomy"):
+        for sample in index.samples:
+            made("phantom").read(index, sample)
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

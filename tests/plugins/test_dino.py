@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 from torch import nn
+from torch.nn import functional as F
 
 from anaus_bench.config import resolve
 from anaus_bench.nn.distillation import CentredTargets, DINOHead, cross_view_entropy
@@ -74,18 +75,20 @@ def test_cross_view_entropy_is_equation_3_and_that_of_lightly() -> None:
     assert torch.allclose(targets.centre, reference.center[0, 0], atol=1e-6)
 
 
-def test_the_head_gives_cosines_with_unit_prototypes() -> None:
-    head = DINOHead(6, 8, 4, 10, norm=False)
+def test_the_head_gives_cosines_with_unit_prototypes_each_view_by_its_own_statistics() -> None:
+    head = DINOHead(6, 8, 4, 10, norm=True)
+    views = [torch.randn(20, 6), 3 * torch.randn(20, 6)]
 
-    logits = head(torch.randn(20, 6))
+    logits = head(views)
 
-    assert logits.shape == (20, 10)
-    assert logits.abs().max() <= 1 + 1e-6
-    rows, before = torch.randn(3, 6), head(torch.ones(3, 6))
+    assert logits.shape == (2, 20, 10)
+    for view, found in zip(views, logits, strict=True):
+        rows = head.layers(view)
+        expected = torch.stack([F.cosine_similarity(rows, one[None], dim=1) for one in head.prototypes.weight], dim=1)
+        assert torch.allclose(found, expected, atol=1e-6)
     with torch.no_grad():
         head.prototypes.weight.mul_(3)
-    assert torch.allclose(head(torch.ones(3, 6)), before, atol=1e-6)
-    assert head(rows).shape == (3, 10)
+    assert torch.allclose(head(views), logits, atol=1e-6)
 
 
 def test_only_the_student_sees_local_crops(objective: DINO, nets: nn.ModuleDict) -> None:

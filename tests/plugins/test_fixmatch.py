@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from anaus_bench.config import resolve
-from anaus_bench.errors import SettingsError
+from anaus_bench.errors import LabelError
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.testing import check_objective, synthetic_batch, synthetic_corpus
 from anaus_plugins.objectives.fixmatch import FixMatch, FixMatchSettings, consistency
@@ -137,6 +138,9 @@ def test_the_average_follows_and_is_handed_over_at_the_last_step(objective: FixM
     assert encoder.conv1.weight.requires_grad
 
 
-def test_fewer_than_two_classes_are_refused(objective: FixMatch) -> None:
-    with pytest.raises(SettingsError, match="needs at least 2 classes, the corpus has 0"):
-        objective.build(Encoder("resnet18"), num_classes=0)
+def test_images_of_fewer_than_two_classes_are_refused(objective: FixMatch) -> None:
+    corpus = synthetic_corpus(8)
+    entries = tuple(dataclasses.replace(entry, label=1 if entry.label == 1 else -1) for entry in corpus.entries)
+
+    with pytest.raises(LabelError, match="at least 2 classes, the corpus has b 3, none 5"):
+        objective.sampler(dataclasses.replace(corpus, entries=entries), 4, 0)

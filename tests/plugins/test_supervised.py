@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from anaus_bench.data.sampling import BalancedSampler, ImageSampler
 from anaus_bench.data.views import Batch, make_batch
-from anaus_bench.errors import SettingsError
+from anaus_bench.errors import LabelError
 from anaus_bench.nn.encoder import Encoder
+from anaus_bench.testing import synthetic_corpus
 from anaus_plugins.objectives.supervised import Supervised, SupervisedSettings
 
 
@@ -67,9 +70,19 @@ def test_the_view_is_cropped_and_flipped_only(objective: Supervised) -> None:
     assert view.crop_area == (0.8, 1.0)
 
 
-def test_fewer_than_two_classes_are_refused(objective: Supervised) -> None:
-    with pytest.raises(SettingsError, match="needs at least 2 classes, the corpus has 1"):
-        objective.build(Encoder("resnet18"), num_classes=1)
+def test_images_of_fewer_than_two_classes_are_refused(objective: Supervised) -> None:
+    corpus = synthetic_corpus(8)
+    entries = tuple(dataclasses.replace(entry, label=min(entry.label, 0)) for entry in corpus.entries)
+
+    with pytest.raises(LabelError, match="at least 2 classes, the corpus has a 8"):
+        objective.sampler(dataclasses.replace(corpus, entries=entries), 4, 0)
+
+
+@pytest.mark.parametrize(("sampling", "drawn"), [("balanced", BalancedSampler), ("images", ImageSampler)])
+def test_labelled_images_of_every_class_are_drawn_as_often_unless_asked_otherwise(sampling: str, drawn: type) -> None:
+    objective = Supervised(SupervisedSettings.model_validate({"sampling": sampling}))
+
+    assert isinstance(objective.sampler(synthetic_corpus(8), 4, 0), drawn)
 
 
 def test_all_parameters_are_trained(objective: Supervised, nets: nn.ModuleDict) -> None:

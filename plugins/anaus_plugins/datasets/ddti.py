@@ -12,7 +12,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from anaus_bench.config import Settings
 from anaus_bench.data.images import read_gray, read_marked
@@ -32,6 +31,7 @@ from anaus_bench.data.layout import (
 from anaus_bench.errors import EmptyMask, LayoutError, MissingMask, OrphanMask, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.lazy import Image
 
 FOLDERS = (("image", "mask"), ("p_image", "p_mask"))
 EDITIONS = ("1_or_data", "2_preprocessed_data/stage1")
@@ -93,6 +93,8 @@ class DDTI(Dataset[Settings]):
         Raises:
             UnreadableFile, SizeMismatch, EmptyMask: As `read_marked`.
         """
+        from PIL import ImageDraw
+
         if not sample.mask_paths[0].endswith(".xml"):
             return read_marked(self, index, sample)
         with naming(self, index.root):

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from anaus_bench.config import Settings
@@ -48,6 +47,7 @@ from anaus_bench.errors import (
 )
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.lazy import Image
 
 VIDEOS = "HMC-QU/A4C"
 TABLE = "A4C.xlsx"

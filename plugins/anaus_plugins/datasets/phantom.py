@@ -1,16 +1,21 @@
-"""Generated breast ultrasound: nothing to download; results on it are marked as such everywhere.
+"""Generated ultrasound of one anatomy: nothing to download; results on it are marked as such everywhere.
 
 Layout: `images/*.png`, `masks/*.png` of the same names, `index.csv` with the columns image, patient, video, frame and
-class, and the marker `PHANTOM.txt`.
+class, and the marker `PHANTOM.txt`. Of K structures the k-th has the grey level k * (255 // K) in the masks.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
 
 from anaus_bench.config import Settings
-from anaus_bench.data.images import read_picture
+from anaus_bench.data.images import read_gray
 from anaus_bench.data.layout import (
     File,
     check_pairs,
@@ -23,7 +28,7 @@ from anaus_bench.data.layout import (
     natural_key,
     start_phantoms,
 )
-from anaus_bench.errors import EmptyMask, LabelError, LayoutError
+from anaus_bench.errors import BadMaskValues, EmptyMask, LabelError, LayoutError, SizeMismatch
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 
@@ -31,17 +36,44 @@ COLUMNS = ("image", "patient", "video", "frame", "class")
 FRAMES = 6  # per patient; fewer where that leaves fewer than LEAST_PATIENTS
 LEAST_PATIENTS = 8
 
+Anatomy = Literal["breast", "lung", "thyroid", "heart"]
+CLASSES: Mapping[Anatomy, tuple[str, ...]] = {
+    "breast": ("benign", "malignant", "normal"),
+    "lung": ("covid", "pneumonia", "regular"),
+    "thyroid": ("benign", "malignant", "normal"),
+    "heart": ("2ch", "4ch", "2ch-infarct", "4ch-infarct"),
+}
+STRUCTURES: Mapping[Anatomy, tuple[str, ...]] = {
+    "breast": ("lesion",),
+    "lung": ("pleura", "rib", "a-line", "b-line", "consolidation", "effusion"),
+    "thyroid": ("gland", "trachea", "carotid", "nodule"),
+    "heart": ("left ventricle", "myocardium", "left atrium"),
+}
 
-class Phantom(Dataset[Settings]):
+
+class PhantomAnatomy(Settings):
+    """What is generated."""
+
+    anatomy: Anatomy = Field("breast", description="Body part; it fixes the classes and the structures of the masks.")
+
+
+class Phantom(Dataset[PhantomAnatomy]):
     """One video of each patient; folds are grouped by patient."""
 
     name = "phantom"
-    title = "Generated breast ultrasound"
-    classes = ("benign", "malignant", "normal")
-    structures = ("lesion",)
+    settings_class = PhantomAnatomy
+    title = "Generated ultrasound of the breast, or with data.phantom.anatomy of lung, thyroid or heart"
+    classes = CLASSES["breast"]
+    structures = STRUCTURES["breast"]
     licence = "Apache-2.0, as the generator's"
     how_to_get = "Write it with 'anaus-bench data demo phantom -o FOLDER'."
     reference = "convolution model after Bamber and Dickinson, 1980, doi:10.1088/0031-9155/25/3/006"
+
+    def __init__(self, settings: PhantomAnatomy) -> None:
+        super().__init__(settings)
+        # Of this instance; those of the class are the default's.
+        self.classes = CLASSES[settings.anatomy]  # type: ignore[misc]
+        self.structures = STRUCTURES[settings.anatomy]  # type: ignore[misc]
 
     def scan(self, root: Path) -> Index:
         """Samples in the order of their file names.
@@ -71,37 +103,56 @@ class Phantom(Dataset[Settings]):
         """Image and mask.
 
         Raises:
-            UnreadableFile, SizeMismatch: As `read_picture`.
-            EmptyMask: A lesion class without lesion.
+            UnreadableFile: A file cannot be decoded.
+            SizeMismatch: The mask has another size than the image.
+            BadMaskValues: The mask has other grey levels than those of the structures, such as of another anatomy.
+            EmptyMask: A breast lesion's class without lesion.
         """
-        picture = read_picture(index.root, sample.path, sample.mask_paths)
-        if sample.label != self.classes.index("normal") and picture.mask is not None and not picture.mask.any():
-            raise EmptyMask(
-                f"{self.name}: the mask of {sample.path!r} in {str(index.root)!r} is all zero; write it again"
+        (path,) = sample.mask_paths
+        image, levels = read_gray(index.root / sample.path), read_gray(index.root / path)
+        if levels.shape != image.shape:
+            raise SizeMismatch(
+                f"{self.name}: {path!r} in {str(index.root)!r} has {levels.shape[1]} x {levels.shape[0]} pixels, its "
+                f"image {image.shape[1]} x {image.shape[0]}; write it again"
             )
-        return picture
+        known = self._levels()
+        if odd := sorted(set(np.unique(levels).tolist()) - set(known.tolist())):
+            raise BadMaskValues(
+                f"{self.name}: {path!r} in {str(index.root)!r} has the grey levels {odd[:5]}; those of "
+                f"{self.settings.anatomy} are {known.tolist()}; set data.phantom.anatomy, or write it again"
+            )
+        if self.settings.anatomy == "breast" and sample.label != self.classes.index("normal") and not levels.any():
+            raise EmptyMask(f"{self.name}: the mask {path!r} in {str(index.root)!r} is all zero; write it again")
+        return Picture(image, np.searchsorted(known, levels).astype(np.uint8))
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
         """`count` images of about `count / 6` patients whose classes take turns."""
         from PIL import Image
 
-        from anaus_bench.simulator.breast import KINDS
-        from anaus_bench.simulator.phantoms import breast_clips
+        from anaus_bench.simulator.phantoms import clips
 
         start_phantoms(self, root, size, seed)
         for folder in ("images", "masks"):
             (root / folder).mkdir()
         frames = max(1, min(FRAMES, count // LEAST_PATIENTS))
-        kinds = [KINDS[patient % 3] for patient in range(-(-count // frames))]
+        kinds = [self.classes[patient % len(self.classes)] for patient in range(-(-count // frames))]
         rows = []
-        for patient, clip in enumerate(breast_clips(self.name, kinds, frames, size, seed)):
+        made = clips(self.settings.anatomy, self.name, kinds, frames=frames, size=size, seed=seed)
+        for patient, clip in enumerate(made):
+            # A structure of several instances, such as nodules, has one grey level.
+            levels = self._levels()[[0, *(1 + self.structures.index(name) for name in clip.structures)]]
             for frame in range(min(frames, count - patient * frames)):
                 name = f"patient{patient:04d}_frame{frame:02d}.png"
                 Image.fromarray(clip.images[frame]).save(root / "images" / name, compress_level=1)
-                Image.fromarray(clip.labels[frame] > 0).save(root / "masks" / name)
+                Image.fromarray(levels[clip.labels[frame]]).save(root / "masks" / name)
                 rows.append((name, f"patient{patient:04d}", f"patient{patient:04d}_video0", frame, kinds[patient]))
         with (root / "index.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *rows])
+
+    def _levels(self) -> np.ndarray:
+        """(K + 1,) uint8: grey level of no structure and of each of the K structures in the masks."""
+        count = len(self.structures)
+        return np.arange(count + 1, dtype=np.uint8) * np.uint8(255 // count)
 
     def _rows(self, root: Path) -> dict[str, dict[str, str]]:
         """Rows of `index.csv` by image."""

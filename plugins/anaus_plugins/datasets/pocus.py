@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import Field
 
 from anaus_bench.config import Settings
@@ -35,6 +34,7 @@ from anaus_bench.data.pickles import read_arrays
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.lazy import Image
 
 LABELS = {"cov": 0, "pne": 1, "reg": 2}
 VIRAL = "vir"  # too few; the task has three classes

@@ -75,6 +75,11 @@ class ContextSettings(Settings):
     min_side: int = pydantic.Field(
         default=32, ge=1, description="Least side in packed pixels that an overlap must have to count"
     )
+    damaged_statistics: bool = pydantic.Field(
+        default=False,
+        description="Whether damaged crops move the running statistics of the batch norms too (the authors' code), "
+        "which are exported; the paper does not say",
+    )
     damage: DamageSettings = pydantic.Field(default=DamageSettings(), description="The damage D of Eq. 6")
 
 
@@ -149,7 +154,7 @@ class AnaUSSettings(Settings):
             "momentum_updates": 4,
             "crop_area": (0.08, 1.0),
             "lambda_ctx": 1 / 256,  # its mean over elements is the printed sum over 256 dimensions / 256
-            "context": {"pool": "masks", "normalize": False, "photometric": "shared"},
+            "context": {"pool": "masks", "normalize": False, "photometric": "shared", "damaged_statistics": True},
         },
         "demo": {"projector_hidden": 256, "predictor_hidden": 512, "projection_dim": 128, "context": {"min_side": 16}},
         "tiny": {
@@ -172,6 +177,7 @@ class AnaUS(Objective[AnaUSSettings]):
     settings_class = AnaUSSettings
     reference = "AnaUS: anatomy-aware self-supervised pre-training for ultrasound, arXiv:2605.25402"
     needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
+    masks_become: ClassVar[str] = "the regions that are pooled and contrasted; one region per image is legal"
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -301,6 +307,8 @@ class AnaUS(Objective[AnaUSSettings]):
         """L_ctx: distance of the damaged crop's predictions to the intact crop's projections, usable overlaps only."""
         from anaus_bench.data.damage import damage
         from anaus_bench.data.views import Crop, normalise, overlap_box, resample
+        from anaus_bench.distributed import divisor
+        from anaus_bench.nn.norms import kept_statistics
 
         settings, recipe = self.settings.context, batch.recipes[0]
         box = overlap_box(batch.crops[0], batch.crops[1])
@@ -312,7 +320,9 @@ class AnaUS(Objective[AnaUSSettings]):
         damaged = damage(seen, **settings.damage.model_dump(), seed=batch.seed)
 
         masks = self._context_masks(batch, crop, generator)
-        predictions = self._predict(nets, normalise(damaged, recipe), masks)
+        kept = () if settings.damaged_statistics else (nets["encoder"], nets["projectors"], nets["predictors"])
+        with kept_statistics(*kept):
+            predictions = self._predict(nets, normalise(damaged, recipe), masks)
         projections = self._project_target(nets, normalise(hidden, batch.recipes[1]), masks)
         usable = usable.to(intact.device, non_blocking=True)
         loss = torch.stack(
@@ -320,17 +330,19 @@ class AnaUS(Objective[AnaUSSettings]):
                 (distance(predictions[stride], projections[stride], settings.normalize).mean(dim=1) * usable).sum()
                 for stride in self.strides
             ]
-        ).sum() / usable.sum().clamp(min=1)
+        ).sum() / divisor(usable.sum())
         return loss, {"context": loss, "usable_overlap": usable.float().mean()}
 
     def _context_photometry(self, intact: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is damaged for the online network, and what the target network sees."""
         from anaus_bench.data.views import draw_photometry, photometric
+        from anaus_bench.distributed import own_rows, world_size
 
         if self.settings.context.photometric == "none":
             return intact, intact
         if self.settings.context.photometric == "shared":
-            seen = photometric(intact, draw_photometry(batch.recipes[0], len(intact), generator))
+            drawn = draw_photometry(batch.recipes[0], world_size() * len(intact), generator)
+            seen = photometric(intact, drawn.part(own_rows(len(intact))))
             return seen, seen
         return photometric(intact, batch.photometry[0]), photometric(intact, batch.photometry[1])
 

@@ -6,20 +6,21 @@ data set (organ) and the acoustic window.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
 from anaus_bench.config import Settings
 from anaus_bench.errors import DataError
-from anaus_bench.fields import CropArea
+from anaus_bench.fields import CAMUS_VIEWS, CropArea, ViewPattern
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from anaus_bench.data.corpus import PackedCorpus
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
     from anaus_bench.nn.encoder import Encoder
 
 Granularity = Literal["organ", "view", "phase", "class"]
-
-
-def _one_group(pattern: str) -> str:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"no regular expression ({error})") from None
-    if groups != 1:
-        raise ValueError(f"expected a regular expression with one group, found {groups}")
-    return pattern
 
 
 class AWCLSettings(Settings):
@@ -52,8 +43,8 @@ class AWCLSettings(Settings):
         "-systole in the first and last third of clips with a view, the middle being unknown (phase); or its data set "
         "and class label, which are no anatomy and leak the diagnosis (class)",
     )
-    view_pattern: Annotated[str, pydantic.AfterValidator(_one_group)] = pydantic.Field(
-        "(?i)([2-5]CH)", description="Regular expression whose group is the view in the id of a clip, as CAMUS has it"
+    view_pattern: ViewPattern = pydantic.Field(
+        CAMUS_VIEWS, description="Regular expression whose group is the view in the id of a clip, as CAMUS has it"
     )
     anatomy_ratio: float = pydantic.Field(
         1.0, gt=0, le=1, description="Share of the clips of each anatomy, at least one, whose anatomy is used"
@@ -83,6 +74,10 @@ class AWCL(Objective[AWCLSettings]):
         "Fu et al., Anatomy-aware contrastive representation learning for fetal ultrasound, ECCV workshops 2022, "
         "arXiv:2208.10642"
     )
+    without: ClassVar[Mapping[str, str]] = {
+        "views of clips": "the data set (the organ) is the anatomy; fewer than two anatomies in all are refused",
+        "class labels": "they are not used, unless granularity=class",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "optimiser": "adam",
@@ -93,6 +88,7 @@ class AWCL(Objective[AWCLSettings]):
             "epochs": 10,
             "warmup_epochs": 0,
             "weight_decay": 1e-6,
+            "decay_norms": True,
             "init": "random",
         },
     }
@@ -110,19 +106,37 @@ class AWCL(Objective[AWCLSettings]):
         Raises:
             DataError: The corpus has fewer than two anatomies, so that nothing would be pushed apart.
         """
-        from anaus_bench.data.sampling import WeightedSampler, labelled_part
+        from anaus_bench.data.sampling import WeightedSampler
+
+        labels, known = self._used_anatomies(corpus, seed)
+        if len(known) < 2:
+            raise DataError(
+                f"objective 'awcl' needs at least 2 anatomies, the corpus has {known!r} at "
+                f"objective.granularity={self.settings.granularity!r}; pass a --corpus of several organs or views"
+            )
+        return WeightedSampler(super().sampler(corpus, batch, seed), torch.from_numpy(labels).float())
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The anatomies that are used, with their images."""
+        from anaus_bench.data.tags import count_names
+
+        settings = self.settings
+        counts = count_names(*self._used_anatomies(corpus, seed))
+        return {"anatomies": f"{counts} (granularity {settings.granularity}, ratio {settings.anatomy_ratio:g})"}
+
+    def _used_anatomies(self, corpus: PackedCorpus, seed: int) -> tuple[NDArray[np.int64], list[str]]:
+        """Number (N,) of each image's anatomy, -1 where it is unknown or not used; the anatomies."""
+        import numpy as np
+
+        from anaus_bench.data.sampling import labelled_part
 
         settings = self.settings
         names = anatomies(corpus, settings.granularity, settings.view_pattern)
         known = sorted({name for name in names if name is not None})
-        if len(known) < 2:
-            raise DataError(
-                f"objective 'awcl' needs at least 2 anatomies, the corpus has {known!r} at "
-                f"objective.granularity={settings.granularity!r}; pass a --corpus of several organs or views"
-            )
-        labels = torch.tensor([-1 if name is None else known.index(name) for name in names])
-        used = torch.from_numpy(labelled_part(corpus, labels.numpy(), settings.anatomy_ratio, seed))
-        return WeightedSampler(super().sampler(corpus, batch, seed), torch.where(used, labels, -1).float())
+        labels = np.array([-1 if name is None else known.index(name) for name in names])
+        if not known:
+            return labels, known
+        return np.where(labelled_part(corpus, labels, settings.anatomy_ratio, seed), labels, -1), known
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Encoder and projector without batch norm."""
@@ -145,26 +159,27 @@ class AWCL(Objective[AWCLSettings]):
 
 def anatomies(corpus: PackedCorpus, granularity: Granularity, view_pattern: str) -> list[str | None]:
     """Anatomy of each image at a granularity, None where it is unknown."""
-    members: dict[tuple[str, str | None], list[int]] = {}
-    for position, entry in enumerate(corpus.entries):
-        members.setdefault((entry.dataset, entry.video_id), []).append(position)
-    names: list[str | None] = [entry.dataset for entry in corpus.entries]
-    if granularity == "organ":
-        return names
+    from anaus_bench.data.tags import clip_views
+
     if granularity == "class":
-        return [
-            f"{entry.dataset} {corpus.classes[entry.label]}" if entry.label >= 0 else None for entry in corpus.entries
-        ]
-    for (dataset, video), frames in members.items():
-        found = re.search(view_pattern, video) if video is not None else None
-        if found is None:
-            continue
-        view = f"{dataset} {found[1].upper()}"
+        return [corpus.classes[entry.label] if entry.label >= 0 else None for entry in corpus.entries]
+    if granularity == "organ":
+        return [entry.dataset for entry in corpus.entries]
+    views = clip_views(corpus, view_pattern)
+    names: list[str | None] = [
+        f"{entry.dataset} {view}" if view else entry.dataset for entry, view in zip(corpus.entries, views, strict=True)
+    ]
+    if granularity == "view":
+        return names
+    members: dict[tuple[str, str | None], list[int]] = {}
+    for position, (entry, view) in enumerate(zip(corpus.entries, views, strict=True)):
+        if view:
+            members.setdefault((entry.dataset, entry.video_id), []).append(position)
+    for frames in members.values():
         frames.sort(key=lambda position: corpus.entries[position].frame_index or 0)
         for place, position in enumerate(frames):
-            third = 3 * place // len(frames)
-            phase = (f"{view} diastole", None, f"{view} systole")[third]
-            names[position] = phase if granularity == "phase" else view
+            phase = ("diastole", None, "systole")[3 * place // len(frames)]
+            names[position] = f"{names[position]} {phase}" if phase else None
     return names
 
 

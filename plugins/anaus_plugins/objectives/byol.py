@@ -48,6 +48,16 @@ class BYOL(Objective[BYOLSettings]):
     name = "byol"
     settings_class = BYOLSettings
     reference = "Grill et al., Bootstrap your own latent, NeurIPS 2020, arXiv:2006.07733"
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "native": {  # that of 300 epochs
+            "batch": 4096,
+            "epochs": 300,
+            "base_lr": 0.3,
+            "weight_decay": 1e-6,
+            "warmup_epochs": 10,
+            "init": "random",
+        },
+    }
 
     def views(self, size: int) -> tuple[View, ...]:
         """The paper's two recipes T and T' (App. B)."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pydantic
 
 from anaus_bench.config import Settings
-from anaus_bench.errors import SettingsError
 from anaus_bench.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
@@ -80,6 +79,7 @@ class DenseCL(Objective[DenseCLSettings]):
             "optimiser": "sgd",
             "base_lr": 0.3,
             "weight_decay": 1e-4,
+            "decay_norms": True,
             "warmup_epochs": 0,
             "init": "random",
         }
@@ -98,17 +98,9 @@ class DenseCL(Objective[DenseCLSettings]):
         Raises:
             SettingsError: The queues hold more keys than there are images, or parts of the batch have one image.
         """
-        settings = self.settings
-        if settings.queue_size > len(corpus):
-            raise SettingsError(
-                f"objective.queue_size={settings.queue_size} is more than the {len(corpus)} images of the corpus, so "
-                "the queues would hold keys of the query's own image; lower it"
-            )
-        if batch % settings.bn_splits or batch == settings.bn_splits:
-            raise SettingsError(
-                f"pretrain.batch={batch} does not split into objective.bn_splits={settings.bn_splits} equal parts of "
-                "at least 2 images; change one of them"
-            )
+        from anaus_bench.nn.queue import check_queue
+
+        check_queue(self.settings.queue_size, self.settings.bn_splits, len(corpus), batch)
         return super().sampler(corpus, batch, seed)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
@@ -173,9 +165,11 @@ class DenseCL(Objective[DenseCLSettings]):
 
     def _keys(self, nets: nn.ModuleDict, images: Tensor, seed: int) -> tuple[Tensor, ...]:
         """As `_project` by the target network, in `bn_splits` parts of a permutation of the batch."""
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
-        parts = [self._project(nets, images[part], "target_") for part in order.chunk(self.settings.bn_splits)]
-        return tuple(torch.cat(rows)[order.argsort()] for rows in zip(*parts, strict=True))
+        from anaus_bench.nn.synced_norm import in_shuffled_parts
+
+        return in_shuffled_parts(
+            lambda part: self._project(nets, part, "target_"), images, self.settings.bn_splits, seed
+        )
 
     def _project(self, nets: nn.ModuleDict, images: Tensor, network: str = "") -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, N, C) of the N cells, global (B, D) and dense projections (B, N, D), all float32."""

@@ -71,6 +71,7 @@ class DetCon(Objective[DetConSettings]):
     settings_class = DetConSettings
     reference = "Henaff et al., Efficient visual pretraining with contrastive detection, ICCV 2021, arXiv:2103.10957"
     needs: ClassVar[frozenset[Need]] = frozenset({"masks"})
+    masks_become: ClassVar[str] = "the regions that are pooled and contrasted; one region per image is legal"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "batch": 4096,

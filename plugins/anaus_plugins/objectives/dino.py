@@ -65,12 +65,13 @@ class DINO(Objective[DINOSettings]):
     reference = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv:2104.14294"
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
-            "optimiser": "sgd",
-            "base_lr": 0.03,
+            "optimiser": "adamw",
+            "base_lr": 5e-4,
             "batch": 1024,
             "epochs": 300,
             "warmup_epochs": 10,
-            "weight_decay": 1e-4,
+            "weight_decay": 0.04,
+            "weight_decay_end": 0.4,
             "clip": 3.0,
             "init": "random",
         },
@@ -127,10 +128,10 @@ class DINO(Objective[DINOSettings]):
         student, teacher = cast("Encoder", nets["encoder"]), cast("Encoder", nets["target_encoder"])
         targets = cast("CentredTargets", nets["targets"])
         vectors = [student.vector(view) for view in batch.views]  # one pass per crop, each with its batch statistics
-        logits = torch.stack([nets["head"](rows) for rows in vectors])  # (V, B, K)
+        logits = nets["head"](vectors)  # (V, B, K)
         with torch.no_grad():
             seen = batch.views[:GLOBAL_CROPS]
-            teacher_logits = torch.stack([nets["target_head"](teacher.vector(view)) for view in seen])
+            teacher_logits = nets["target_head"]([teacher.vector(view) for view in seen])
             distributions = targets(teacher_logits)
         loss = cross_view_entropy(distributions, logits, self.settings.student_temperature)
         targets.update(teacher_logits)

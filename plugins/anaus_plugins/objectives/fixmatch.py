@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
-from anaus_bench.errors import SettingsError
+from anaus_bench.fields import LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from anaus_bench.data.corpus import PackedCorpus
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from anaus_bench.nn.encoder import Encoder
 
 
-class FixMatchSettings(Settings):
+class FixMatchSettings(LabelSettings):
     """Defaults are the paper's (Sec. 4, App. B)."""
 
     label_fraction: float = pydantic.Field(
@@ -61,9 +62,14 @@ class FixMatch(Objective[FixMatchSettings]):
     """
 
     name = "fixmatch"
+    version = 2
     settings_class = FixMatchSettings
     reference = "Sohn et al., FixMatch: simplifying semi-supervised learning, NeurIPS 2020, arXiv:2001.07685"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    without: ClassVar[Mapping[str, str]] = {
+        "labels of some data sets": "the view in their clips' ids is the label; images without one are unlabelled",
+        "unlabelled images": "the labelled ones are among the unlabelled ones in any case, as in the paper",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "optimiser": "sgd",
@@ -78,6 +84,10 @@ class FixMatch(Objective[FixMatchSettings]):
             "init": "random",
         },
     }
+
+    def describe(self) -> dict[str, str]:
+        """Says what the labels may be."""
+        return {"supervision": "sees class labels of the corpus, which may be diagnoses that the task tests"}
 
     def views(self, size: int) -> tuple[View, ...]:
         """Weak view of the labelled image; weak views of the others; their strong views. All show the whole image."""
@@ -104,32 +114,39 @@ class FixMatch(Objective[FixMatchSettings]):
         weak = [recipe(frame, strong=False) for frame in (0, *others)]
         return (*weak, *[recipe(frame, strong=True) for frame in others])
 
+    def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class labels, and views if asked for."""
+        from anaus_bench.data.tags import labels_of
+
+        return labels_of(corpus, self.settings)
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The labels that are kept, and from which share of the clips of each class."""
+        import numpy as np
+
+        from anaus_bench.data.tags import count_names
+
+        labels, names = self.labels(corpus)
+        kept = np.where(self._keeps_label(corpus, seed), labels, -1)
+        return {"labels": f"{count_names(kept, names)} (label_fraction {self.settings.label_fraction:g}, seed {seed})"}
+
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
         """Labelled images of the clips that keep their label, each with `unlabelled` of all images.
 
         Raises:
-            LabelError: No image of the corpus has a label.
+            LabelError: Images of fewer than two classes.
         """
-        import numpy as np
+        from anaus_bench.data.sampling import SemiSupervisedSampler
+        from anaus_bench.data.tags import check_classes
 
-        from anaus_bench.data.sampling import SemiSupervisedSampler, labelled_part
-
-        kept = labelled_part(corpus, corpus.labels(), self.settings.label_fraction, seed)
-        labelled = torch.from_numpy(np.flatnonzero(kept))
+        check_classes(*self.labels(corpus), self.name)
+        labelled = torch.from_numpy(self._keeps_label(corpus, seed)).nonzero()[:, 0]
         return SemiSupervisedSampler(labelled, len(corpus), batch, self.settings.unlabelled, seed)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
-        """Encoder, linear classifier and the moving average of the encoder.
-
-        Raises:
-            SettingsError: The corpus has fewer than two classes.
-        """
+        """Encoder, linear classifier and the moving average of the encoder."""
         from anaus_bench.nn.momentum import frozen_copy
 
-        if num_classes < 2:
-            raise SettingsError(
-                f"objective 'fixmatch' needs at least 2 classes, the corpus has {num_classes}; pass another --corpus"
-            )
         return nn.ModuleDict(
             {
                 "encoder": encoder,
@@ -164,6 +181,12 @@ class FixMatch(Objective[FixMatchSettings]):
             ours.copy_(theirs)
         if progress >= 1:
             encoder.load_state_dict(average.state_dict())
+
+    def _keeps_label(self, corpus: PackedCorpus, seed: int) -> NDArray[np.bool_]:
+        from anaus_bench.data.sampling import labelled_part
+
+        labels, _ = self.labels(corpus)
+        return labelled_part(corpus, labels, self.settings.label_fraction, seed)
 
 
 def consistency(weak: Tensor, strong: Tensor, threshold: float, temperature: float) -> tuple[Tensor, Tensor]:

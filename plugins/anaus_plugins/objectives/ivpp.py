@@ -75,6 +75,11 @@ class IVPP(Objective[IVPPSettings]):
         "2024, arXiv:2403.07715"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"video"})
+    without: ClassVar[Mapping[str, str]] = {
+        "frame rates": "the distance is a share of the clip or a number of frames (delta_unit); with seconds the rate "
+        "of every data set must be set",
+        "clips of two frames": "the two frames of a pair may be one frame, cut twice",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "base_lr": 0.2,
@@ -124,6 +129,21 @@ class IVPP(Objective[IVPPSettings]):
             return frames, pair_weights(frames, reach[numbers]) if self.settings.weighted else None
 
         return ClipSampler(clips, batch, seed, choose, self.settings.sampling)
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The clips, the largest distance of a pair, and where frame rates are from."""
+        from anaus_bench.data.sampling import find_clips, span
+
+        settings, clips = self.settings, find_clips(corpus, self.name)
+        reach = self._reach(clips)
+        rates = ", ".join(
+            f"{name} {settings.fps[name]:g} a second" for name in sorted(set(clips.datasets) & set(settings.fps))
+        )
+        return {
+            "clips": clips.in_words(),
+            "distance": f"at most {settings.delta:g} ({settings.delta_unit}): {span(reach)} frames",
+            "frame rates": f"{rates}, as set" if settings.delta_unit == "seconds" else "not used",
+        }
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Encoder and projector, whose last layer has no bias."""

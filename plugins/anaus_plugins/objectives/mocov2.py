@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pydantic
 
 from anaus_bench.config import Settings
-from anaus_bench.errors import SettingsError
 from anaus_bench.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
-from anaus_bench.lazy import F, nn, torch
+from anaus_bench.lazy import F, nn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +69,7 @@ class MoCoV2(Objective[MoCoV2Settings]):
             "epochs": 200,
             "warmup_epochs": 0,
             "weight_decay": 1e-4,
+            "decay_norms": True,
             "init": "random",
         },
     }
@@ -87,17 +87,9 @@ class MoCoV2(Objective[MoCoV2Settings]):
         Raises:
             SettingsError: The queue holds more keys than there are images, or parts of the batch have one image.
         """
-        settings = self.settings
-        if settings.queue_size > len(corpus):
-            raise SettingsError(
-                f"objective.queue_size={settings.queue_size} is more than the {len(corpus)} images of the corpus, so "
-                "the queue would hold keys of the query's own image; lower it"
-            )
-        if batch % settings.bn_splits or batch == settings.bn_splits:
-            raise SettingsError(
-                f"pretrain.batch={batch} does not split into objective.bn_splits={settings.bn_splits} equal parts of "
-                "at least 2 images; change one of them"
-            )
+        from anaus_bench.nn.queue import check_queue
+
+        check_queue(self.settings.queue_size, self.settings.bn_splits, len(corpus), batch)
         return super().sampler(corpus, batch, seed)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
@@ -139,16 +131,14 @@ class MoCoV2(Objective[MoCoV2Settings]):
         return loss, pair_logs(queries, keys)
 
     def _keys(self, nets: nn.ModuleDict, images: Tensor, seed: int) -> Tensor:
-        """Unit rows (B, D) float32, made in `bn_splits` parts of a permutation of the batch."""
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(images), generator=generator).to(images.device)
-        encoder = cast("Encoder", nets["target_encoder"])
-        with torch.no_grad():
-            parts = [
-                nets["target_projector"](encoder.vector(images[part])).float()
-                for part in order.chunk(self.settings.bn_splits)
-            ]
-            return F.normalize(torch.cat(parts)[order.argsort()], dim=1)
+        """Unit rows (B, D) float32, without gradients, made in `bn_splits` parts of a permutation of the batch."""
+        from anaus_bench.nn.synced_norm import in_shuffled_parts
+
+        def project(part: Tensor) -> tuple[Tensor]:
+            return (nets["target_projector"](cast("Encoder", nets["target_encoder"]).vector(part)).float(),)
+
+        (keys,) = in_shuffled_parts(project, images, self.settings.bn_splits, seed)
+        return F.normalize(keys, dim=1)
 
 
 @hookimpl

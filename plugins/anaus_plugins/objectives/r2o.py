@@ -53,6 +53,12 @@ class R2OSettings(Settings):
     compactness: float = pydantic.Field(
         10.0, gt=0, description="Weight of distance in the image against grey level, 0 to 100, of the superpixels"
     )
+    lr_clusters: int | None = pydantic.Field(
+        None,
+        ge=1,
+        description="The learning rate is multiplied by K over this, while K-means makes the regions (the authors' "
+        "code: 16); null: it is not",
+    )
     area_weights: bool = pydantic.Field(
         False, description="Weigh a region by its mean area in the two views (off in the authors' code)"
     )
@@ -64,7 +70,7 @@ class R2OSettings(Settings):
     crop_area: CropArea = pydantic.Field((0.08, 1.0), description="Range of a crop's share of the image (BYOL)")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "native": {"points_per_cluster": 1},
+        "native": {"points_per_cluster": 1, "lr_clusters": 16},
         "demo": {"hidden_dim": 512, "projection_dim": 128, "start_clusters": 32},
         "tiny": {"hidden_dim": 32, "projection_dim": 16, "superpixel_grid": 4, "start_clusters": 8},
     }
@@ -83,6 +89,10 @@ class R2O(Objective[R2OSettings]):
     settings_class = R2OSettings
     reference = "Gokul et al., Refine and represent: region-to-object representation learning, 2022, arXiv:2208.11821"
     makes_own_groups: ClassVar[bool] = True
+    masks_become: ClassVar[str] = (
+        "the regions: in place of superpixels and K-means (objective.stored_masks=replace), or in place of the "
+        "superpixels, which K-means then merges (prior); without masks, K-means groups superpixels"
+    )
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "batch": 4096,
@@ -128,6 +138,14 @@ class R2O(Objective[R2OSettings]):
             }
         )
 
+    def lr_factor(self, batch: Batch, progress: float) -> float:
+        """K of the step over `lr_clusters`; 1 where masks replace K-means."""
+        settings = self.settings
+        if settings.lr_clusters is None or (batch.source_masks is not None and settings.stored_masks == "replace"):
+            return 1.0
+        clusters = scheduled_clusters(progress, settings.start_clusters, settings.end_clusters)
+        return clusters / settings.lr_clusters
+
     def before_forward(self, nets: nn.ModuleDict, progress: float) -> None:
         """Sets the number of clusters of this step."""
         self.num_clusters = scheduled_clusters(progress, self.settings.start_clusters, self.settings.end_clusters)
@@ -135,9 +153,10 @@ class R2O(Objective[R2OSettings]):
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared distance of unit vectors, in [0, 4], over both directions and all regions seen in both views.
 
-        Other regions do not enter the heads, so that their batch norm sees no empty vectors. Fewer than two regions,
-        which batch norm cannot take, give 0.
+        Other regions do not enter the heads, so that their batch norm sees no empty vectors. Fewer than two regions in
+        any process, which batch norm cannot take, give 0. Each process clusters its own images.
         """
+        from anaus_bench.distributed import divisor, least
         from anaus_bench.nn.pooling import embedding_spread, soft_masks
         from anaus_bench.nn.slots import zero_loss
 
@@ -159,7 +178,7 @@ class R2O(Objective[R2OSettings]):
             ]
         zero = torch.zeros((), device=weights.device)
         logs = {"regions": in_both.float().sum(dim=1).mean(), "positive_cosine": zero, "projection_std": zero}
-        if len(weights) < 2:
+        if least(len(weights)) < 2:
             return zero_loss(pooled, nets["projector"], nets["predictor"]), logs
         predictions = [nets["predictor"](nets["projector"](rows)) for rows in pooled]
         with torch.no_grad():
@@ -170,7 +189,7 @@ class R2O(Objective[R2OSettings]):
                 for prediction, projection in zip(predictions, projections[::-1], strict=True)
             ]
         )  # (2, R)
-        cosine = (cosines.mean(dim=0) * weights).sum() / weights.sum()
+        cosine = (cosines.mean(dim=0) * weights).sum() / divisor(weights.sum())
         logs |= {"positive_cosine": cosine.detach(), "projection_std": embedding_spread(projections[0])}
         return 2 - 2 * cosine, logs
 

@@ -62,7 +62,12 @@ class SlotConSettings(Settings):
         gt=0,
         le=1,
         description="Least share of the second crop that the first must overlap, else the image is left out of the "
-        "grouping loss; the authors' code draws the second crop again, up to ten times",
+        "grouping loss",
+    )
+    redraw: bool = pydantic.Field(
+        False,
+        description="Draw a second crop again, up to ten times in all, that the first overlaps less than that (the "
+        "authors' code); off, so that all methods see crops of one distribution",
     )
     base_momentum: float = pydantic.Field(
         0.99, ge=0, le=1, description="Momentum of the target network, raised to 1 along a half cosine"
@@ -70,7 +75,7 @@ class SlotConSettings(Settings):
     crop_area: CropArea = pydantic.Field((0.08, 1.0), description="Range of a crop's share of the image")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "native": {"num_prototypes": 256},
+        "native": {"num_prototypes": 256, "redraw": True},
         "demo": {"num_prototypes": 16, "hidden_dim": 512, "projection_dim": 128},
         "tiny": {"num_prototypes": 4, "hidden_dim": 32, "projection_dim": 16},
     }
@@ -99,6 +104,10 @@ class SlotCon(Objective[SlotConSettings]):
         "arXiv:2205.15288"
     )
     makes_own_groups: ClassVar[bool] = True
+    masks_become: ClassVar[str] = (
+        "the groups: in place of prototypes and grouping loss (objective.stored_masks=hard), or beside them (guided); "
+        "without masks, prototypes group the cells"
+    )
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "batch": 512,
@@ -121,8 +130,8 @@ class SlotCon(Objective[SlotConSettings]):
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the groups; change it")
-        area = self.settings.crop_area
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)
+        area, overlap = self.settings.crop_area, self.settings.min_overlap if self.settings.redraw else 0.0
+        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2, overlap=overlap)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Online and target networks; prototypes start from a standard normal."""

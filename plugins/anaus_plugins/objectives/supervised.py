@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
-from anaus_bench.errors import SettingsError
-from anaus_bench.fields import CropArea
+from anaus_bench.fields import CropArea, LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from anaus_bench.data.corpus import PackedCorpus
+    from anaus_bench.data.sampling import Sampler
     from anaus_bench.data.views import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 
-class SupervisedSettings(Settings):
+class SupervisedSettings(LabelSettings):
     """One weakly augmented view: crop and flip."""
 
+    sampling: Literal["balanced", "images"] = pydantic.Field(
+        "balanced",
+        description="Labelled images, every class as often; or all images, those without a label adding nothing",
+    )
     crop_area: CropArea = pydantic.Field(
         (0.8, 1.0), description="Range of the crop's share of the image; 0.8 to 1 as in USCL's supervised runs"
     )
@@ -36,9 +43,17 @@ class Supervised(Objective[SupervisedSettings]):
     """
 
     name = "supervised"
+    version = 2
     settings_class = SupervisedSettings
     reference = "Cross-entropy on the corpus's class labels, the row 'Supervised' of arXiv:2605.25402, Table 1"
     needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
+    without: ClassVar[Mapping[str, str]] = {
+        "labels of some data sets": "the view in their clips' ids is the label; images without one are left out",
+    }
+
+    def describe(self) -> dict[str, str]:
+        """Says what the labels may be."""
+        return {"supervision": "sees class labels of the corpus, which may be diagnoses that the task tests"}
 
     def views(self, size: int) -> tuple[View, ...]:
         """Crop and flip only."""
@@ -46,23 +61,44 @@ class Supervised(Objective[SupervisedSettings]):
 
         return (View(size, self.settings.crop_area, jitter=0.0, grayscale=0.0, blur=0.0),)
 
-    def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
-        """Encoder and classifier.
+    def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class labels, and views if asked for."""
+        from anaus_bench.data.tags import labels_of
+
+        return labels_of(corpus, self.settings)
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The labels, which may be diagnoses that a task tests."""
+        from anaus_bench.data.tags import count_names
+
+        return {"labels": f"{count_names(*self.labels(corpus))} (sampling {self.settings.sampling})"}
+
+    def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
+        """Labelled images, every class as often, or all images.
 
         Raises:
-            SettingsError: The corpus has fewer than two classes.
+            LabelError: Images of fewer than two classes.
         """
-        if num_classes < 2:
-            raise SettingsError(
-                f"objective 'supervised' needs at least 2 classes, the corpus has {num_classes}; pass another --corpus"
-            )
+        from anaus_bench.data.sampling import BalancedSampler
+        from anaus_bench.data.tags import check_classes
+
+        labels, names = self.labels(corpus)
+        check_classes(labels, names, self.name)
+        if self.settings.sampling == "images":
+            return super().sampler(corpus, batch, seed)
+        return BalancedSampler(labels, batch, seed)
+
+    def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
+        """Encoder and classifier."""
         return nn.ModuleDict({"encoder": encoder, "classifier": nn.Linear(encoder.feature_dim, num_classes)})
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over the labelled images, 0 without any; logs their accuracy and their share."""
+        from anaus_bench.distributed import divisor
+
         logits = nets["classifier"](cast("Encoder", nets["encoder"]).vector(batch.views[0])).float()  # (B, classes)
         labelled = batch.labels >= 0
-        count = labelled.sum().clamp(min=1)
+        count = divisor(labelled.sum())
         losses = F.cross_entropy(
             logits,
             batch.labels,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
-from anaus_bench.fields import CropArea
+from anaus_bench.fields import CropArea, LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from anaus_bench.data.corpus import PackedCorpus
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
     from anaus_bench.data.views import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
+LEAST_FRAMES = 3  # of a clip, to be mixed
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-class USCLSettings(Settings):
+class USCLSettings(LabelSettings):
     """Defaults are the paper's, and its code's where the text is silent."""
 
     temperature: float = pydantic.Field(0.5, gt=0, description="T of the contrast")
     lambda_label: float = pydantic.Field(
         0.2, ge=0, description="Weight of the cross-entropy of labelled clips; 0 is the self-supervised variant"
+    )
+    label_set: Literal["classes", "classes+views"] = pydantic.Field(
+        "classes",
+        description="The class labels alone, so that clips of other data sets have none; or also the views of clips "
+        "that have none",
     )
     mixing: float = pydantic.Field(
         0.5, gt=0, description="alpha of Beta(alpha, alpha), from which a frame's share in the mixture is drawn"
@@ -63,14 +70,21 @@ class USCL(Objective[USCLSettings]):
     settings_class = USCLSettings
     reference = "Chen et al., USCL: Pretraining deep ultrasound image diagnosis model, MICCAI 2021, arXiv:2011.13066"
     needs: ClassVar[frozenset[Need]] = frozenset({"video"})
+    without: ClassVar[Mapping[str, str]] = {
+        "class labels": "the contrast alone, as with lambda_label=0",
+        "clips of three frames": "of two frames each is a view, of one frame two views are cut; nothing is mixed",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "optimiser": "adam",
             "base_lr": 3e-4,
             "lr_scaling": False,
+            "schedule": "held_cosine",
+            "hold_epochs": 10,
             "batch": 32,
             "warmup_epochs": 0,
             "weight_decay": 1e-4,
+            "decay_norms": True,
             "init": "random",
         },
     }
@@ -97,6 +111,27 @@ class USCL(Objective[USCLSettings]):
             )
             for frame in range(3)
         )
+
+    def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        """Class labels, and views if asked for."""
+        from anaus_bench.data.tags import labels_of
+
+        return labels_of(corpus, self.settings)
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The clips, and the labels that are learned."""
+        from anaus_bench.data.sampling import find_clips
+        from anaus_bench.data.tags import count_names
+
+        clips = find_clips(corpus, self.name)
+        short = int((clips.lengths < LEAST_FRAMES).sum())
+        unmixed = f"; {short} of fewer than {LEAST_FRAMES} are not mixed" if short else ""
+        labels, names = self.labels(corpus)
+        learned = count_names(labels, names)
+        if self.settings.lambda_label == 0 or not (labels >= 0).any():
+            why = "lambda_label=0" if self.settings.lambda_label == 0 else "no image has one"
+            learned = f"not used ({why}): the contrast alone"
+        return {"clips": clips.in_words() + unmixed, "labels": learned}
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
         """Three frames of each clip; the weight is the share of the mixed-in frames.
@@ -151,7 +186,7 @@ def three_frames(lengths: Tensor, generator: torch.Generator) -> Tensor:
     """
     from anaus_bench.data.sampling import uniform_integers
 
-    zero, pad = torch.zeros_like(lengths), lengths.clamp(min=3)
+    zero, pad = torch.zeros_like(lengths), lengths.clamp(min=LEAST_FRAMES)
     anchor = uniform_integers(zero, pad, generator)
     first = uniform_integers(zero, pad - 1, generator)
     first = first + (first >= anchor)
@@ -160,7 +195,7 @@ def three_frames(lengths: Tensor, generator: torch.Generator) -> Tensor:
     second = second + (second >= torch.maximum(anchor, first))
     drawn = torch.stack([anchor, first, second], dim=1)
     short = torch.stack([zero, zero, (lengths - 1).clamp(max=1)], dim=1)
-    return torch.where(lengths[:, None] >= 3, drawn, short)
+    return torch.where(lengths[:, None] >= LEAST_FRAMES, drawn, short)
 
 
 def shares(lengths: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -169,13 +204,15 @@ def shares(lengths: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
 
     seed = int(torch.randint(2**62, (), generator=generator))
     drawn = torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, len(lengths))).float()
-    return torch.where(lengths >= 3, drawn, 1.0)
+    return torch.where(lengths >= LEAST_FRAMES, drawn, 1.0)
 
 
 def labelled_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the rows (B, C) whose label (B,) is not -1; 0 without any."""
+    from anaus_bench.distributed import divisor
+
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-    return losses / (labels >= 0).sum().clamp(min=1)
+    return losses / divisor((labels >= 0).sum())
 
 
 @hookimpl

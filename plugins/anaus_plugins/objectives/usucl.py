@@ -82,6 +82,10 @@ class USUCL(Objective[USUCLSettings]):
         "negative mining, MICCAI 2022, arXiv:2207.13148"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"video"})
+    without: ClassVar[Mapping[str, str]] = {
+        "clips of three frames": "shorter clips are left out and counted; a corpus without any is refused",
+        "frames far enough apart": "the farthest frames of the clip from the anchor are its negatives",
+    }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "native": {
             "optimiser": "sgd",
@@ -91,6 +95,7 @@ class USUCL(Objective[USUCLSettings]):
             "epochs": EPOCHS,
             "warmup_epochs": 0,
             "weight_decay": 1e-4,
+            "decay_norms": True,
         },
     }
 
@@ -129,6 +134,12 @@ class USUCL(Objective[USUCLSettings]):
             return frames, torch.full((len(numbers),), float(within_clip))
 
         return ClipSampler(clips, batch, seed, choose, settings.sampling)
+
+    def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
+        """The clips, and how many are too short."""
+        from anaus_bench.data.sampling import find_clips
+
+        return {"clips": find_clips(corpus, self.name, LEAST_FRAMES).in_words(LEAST_FRAMES)}
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Trained and key networks, no batch norm in the heads."""

@@ -1,0 +1,235 @@
+"""Several processes at work on one run, as `torchrun` starts them.
+
+The first process does everything that a run alone does; the others wait until a stage calls `joined`, run that stage as
+well, and throw away the files they write. A process group exists only inside `joined`, so that `world_size()` is 1
+everywhere else and no collective waits through the hours of another stage. Items of a batch are dealt in order: process
+r holds the r-th of equal parts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from anaus_bench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+POLL_SECONDS = 0.2
+# Of a collective: longer than the first process takes to save a checkpoint, or to read a corpus onto its device.
+TIMEOUT = timedelta(minutes=30)
+
+
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks, plans, locks and writes."""
+    return processes() == 1 or os.environ["RANK"] == "0"
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ["LOCAL_RANK"]) if processes() > 1 else 0
+
+
+# ---- the processes of a run ------------------------------------------------------------------------------------------
+
+
+class _Team:
+    """What the processes tell each other through the store of `torchrun`.
+
+    Keys: `job0`, `job1`, ... what the others shall do, `null` to end; `failed` and `interrupted` count processes.
+    """
+
+    def __init__(self) -> None:
+        store, self.rank, self.size = next(torch.distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+        self.store = self.part(store, f"anaus_bench/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}")
+        self.offered: Mapping[str, Any] | None = None
+        self.jobs = self.groups = 0
+        self.told = False  # whether this process is the one whose error is shown
+
+    @staticmethod
+    def part(store: Any, prefix: str) -> Any:
+        return torch.distributed.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+
+    def post(self, job: Mapping[str, Any] | None) -> None:
+        self.store.set(f"job{self.jobs}", json.dumps(job))
+        self.jobs += 1
+
+    def count(self, what: str, more: int = 0) -> int:
+        return int(self.store.add(what, more))
+
+    def fail(self) -> None:
+        """Ends this process without a word if another has failed before: that one says why."""
+        if not self.told and self.count("failed", 1) > 1:
+            sys.exit(1)
+        self.told = True
+
+
+_team: _Team | None = None
+
+
+@contextmanager
+def team() -> Iterator[None]:
+    """Around all that a process does; of several errors the first is raised, the other processes end without a word."""
+    global _team
+    if processes() == 1:
+        yield
+        return
+    # DDP would warn in every process where it looks for unused parameters, which some methods have, in vain.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _team = _Team()
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        _team.fail()
+        raise
+    finally:
+        if is_first():
+            _team.post(None)
+        _team = None
+
+
+def offer(job: Mapping[str, Any]) -> None:
+    """Says what the others are to do if the stage that begins now calls `joined`; a JSON object."""
+    if _team is not None:
+        _team.offered = job
+
+
+def jobs() -> Iterator[Any]:
+    """What the first process offered and joined, one after the other, until it ends.
+
+    Meanwhile Ctrl-C is ignored: it is the first process that ends the run, once its own step is saved.
+    """
+    assert _team is not None
+    for number in itertools.count():
+        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            while not _team.store.check([f"job{number}"]):
+                time.sleep(POLL_SECONDS)
+            job = json.loads(_team.store.get(f"job{number}"))
+        except torch.distributed.DistNetworkError:  # the store ended with the first process
+            return
+        finally:
+            signal.signal(signal.SIGINT, heeded)
+        if job is None:
+            return
+        yield job
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """A process group of all processes, whose tensors may be on the CPU and on `device`; nothing without `torchrun`.
+
+    Enters all or none: an error or Ctrl-C in one process ends the stage in all.
+    """
+    if _team is None:
+        yield
+        return
+    if _team.offered is not None:
+        _team.post(_team.offered)
+        _team.offered = None
+    _team.groups += 1
+    try:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=_team.part(_team.store, f"group{_team.groups}"),
+            rank=_team.rank,
+            world_size=_team.size,
+            timeout=TIMEOUT,
+        )
+        yield
+        least(0)  # none leaves while another still waits for it
+    except KeyboardInterrupt:
+        _team.count("interrupted", 1)
+        if _team.count("failed"):  # `torchrun` stops all when one has failed
+            sys.exit(1)
+        raise
+    except Exception:
+        if _team.count("interrupted"):  # what fails here is talking to a process that has left
+            raise KeyboardInterrupt from None
+        _team.fail()
+        raise
+    torch.distributed.destroy_process_group()
+
+
+# ---- the processes of a group ----------------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    """Processes of the group; 1 outside one."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if grouped else 1
+
+
+def rank() -> int:
+    """Number of this process in the group; 0 outside one."""
+    return torch.distributed.get_rank() if world_size() > 1 else 0
+
+
+def own_rows(count: int) -> slice:
+    """Which rows are this process's, of those of all processes, `count` each."""
+    return slice(rank() * count, (rank() + 1) * count)
+
+
+def rand_rows(count: int, *shape: int, generator: torch.Generator) -> Tensor:
+    """(count, *shape) float32 uniform in [0, 1): this process's rows of what one process would draw for all items.
+
+    Args:
+        count: Rows of this process, as many as every other's.
+        shape: Of a row.
+        generator: On the CPU, in one state in all processes.
+    """
+    return torch.rand(world_size() * count, *shape, generator=generator)[own_rows(count)]
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Elementwise mean, without gradients; the tensor itself outside a group."""
+    if world_size() == 1:
+        return values
+    total = values.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total / world_size()
+
+
+def divisor(count: Tensor) -> Tensor:
+    """What a process divides a sum over `count` of its rows by, for the mean over the processes to be that of all rows.
+
+    Without any row in any process it is such that 0 comes out.
+
+    Args:
+        count: () number or total weight of this process's rows.
+    """
+    if world_size() == 1:
+        return count.clamp(min=1)
+    total = count.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1) / world_size()
+
+
+def least(number: int) -> int:
+    """The smallest of the processes' numbers; waits for all."""
+    if world_size() == 1:
+        return number
+    found = torch.tensor(number)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MIN)
+    return int(found)
+
+
+def greatest(number: int) -> int:
+    """The largest of the processes' numbers; waits for all."""
+    return -least(-number)
