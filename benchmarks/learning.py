@@ -62,21 +62,19 @@ class Protocol:
 
     Attributes:
         steps: Optimiser steps of pre-training; the rest of its settings are those of the preset `demo`.
-        base_lr: Learning rate at its peak.
         images: Images of each of the corpus's data sets.
         generated: Side of the generated and of the packed images in pixels.
-        side: Side of the probed pictures in pixels.
+        side: Side of the probed pictures in pixels, that of the views of pre-training.
         patch: Side of a patch in pixels of those.
         train, test: Patients of each kind that the probes learn from and are scored on, one picture each.
         patches: Patches that the probe of structures learns from.
     """
 
-    steps: int = 60
-    base_lr: float = 1e-3
-    images: int = 480
+    steps: int = 100
+    images: int = 1440
     generated: int = 128
-    side: int = 96
-    patch: int = 8
+    side: int = 64
+    patch: int = 4
     train: int = 40
     test: int = 60
     patches: int = 6000
@@ -122,7 +120,7 @@ def entrants(registry: Registry, methods: Sequence[str]) -> list[Entrant]:
 def cell_of(entrant: Entrant, seed: int, protocol: Protocol) -> Cell:
     """The cell whose pre-training is probed."""
     overrides = {
-        "pretrain": {"steps": protocol.steps, "base_lr": protocol.base_lr},
+        "pretrain": {"steps": protocol.steps},
         "phantom": {"train": protocol.images, "size": protocol.generated},
         "corpus": {"size": protocol.generated},
     }

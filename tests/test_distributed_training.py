@@ -42,9 +42,6 @@ FEW: list[Method] = [
     ("byol", {}, False),
     ("mocov2", {}, False),
     ("simclr", {}, False),
-    ("slotcon", {}, False),
-    ("supervised", {}, False),
-    ("usfmae", {}, False),
 ]
 OTHERS: list[Method] = [
     (
@@ -61,8 +58,11 @@ OTHERS: list[Method] = [
     ("ivpp", {"base": "barlow"}, False),
     ("mocov2", {"bn_splits": 1}, False),
     ("r2o", {"stored_masks": "replace"}, True),
+    ("slotcon", {}, False),
     ("slotcon", {}, True),
+    ("supervised", {}, False),
     ("uscl", {}, False),
+    ("usfmae", {}, False),
     ("usucl", {}, False),
     ("vicreg", {}, False),
 ]
