@@ -54,6 +54,7 @@ KINDS = {"breast": ("benign", "malignant", "normal"), "lung": lung.KINDS, "heart
 STRUCTURES = ("lesion", *lung.STRUCTURES, *heart.STRUCTURES)
 LEAST_PATCHES = 50  # of a structure in the test pictures; those that fill fewer are not scored
 BATCH = 32  # pictures that an encoder is given at once
+CALIBRATION = 960  # images of the corpus, drawn from all its data sets, that BatchNorm is calibrated on
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Protocol:
         patches: Patches that the probe of structures learns from.
     """
 
-    steps: int = 100
+    steps: int = 50
     images: int = 1440
     generated: int = 128
     side: int = 64
@@ -95,6 +96,11 @@ class Entrant:
     masks: str | None
     backbone: str
     calibrated: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method, for people."""
+        return f"{self.method}, BatchNorm calibrated" if self.calibrated else self.method
 
 
 def entrants(registry: Registry, methods: Sequence[str]) -> list[Entrant]:
@@ -134,7 +140,7 @@ def pretrain_stage(cell: Cell, registry: Registry) -> Stage:
 
 
 def calibrate(encoder: Encoder, pictures: NDArray[np.uint8]) -> None:
-    """Replaces BatchNorm's running statistics by the mean of those of batches of pictures (N, S, S)."""
+    """Replaces BatchNorm's running statistics by the mean of those of batches of pictures (N, S, S) uint8, in order."""
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
@@ -278,7 +284,7 @@ def measure(folder: Path, protocol: Protocol, job: tuple[Entrant, int]) -> dict[
         runner.run(waiting)
     encoder = load_encoder(store.open("pretrain", stage.key) / "encoder.safetensors")
     if entrant.calibrated:
-        calibrate(encoder, open_corpus(store.open("corpus", corpus.key)).images)
+        calibrate(encoder, _drawn(open_corpus(store.open("corpus", corpus.key)).images, protocol.side))
     shape = (protocol.generated, protocol.side, protocol.patch)
     train, test = pictures("learning train", protocol.train, *shape), pictures("learning test", protocol.test, *shape)
     found = probe(encoder, train, test, protocol.patches) | {"loss": _losses(store.folder("pretrain", stage.key))}
@@ -292,7 +298,13 @@ def measure(folder: Path, protocol: Protocol, job: tuple[Entrant, int]) -> dict[
 def _suffix(entrant: Entrant, protocol: Protocol) -> str:
     """What a probe depends on beside the encoder."""
     shape = f"{protocol.side}-{protocol.patch}-{protocol.train}-{protocol.test}-{protocol.patches}"
-    return f"{shape}-calibrated" if entrant.calibrated else shape
+    return f"{shape}-calibrated{CALIBRATION}" if entrant.calibrated else shape
+
+
+def _drawn(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """`CALIBRATION` of the corpus's images in random order, at the size of the probed pictures."""
+    rows = np.random.default_rng(0).permutation(len(images))[:CALIBRATION]
+    return np.stack([letterbox(np.asarray(images[row]), side, labels=False)[0] for row in rows])
 
 
 def _losses(folder: Path) -> list[float]:
@@ -306,30 +318,37 @@ def _losses(folder: Path) -> list[float]:
 
 
 def table(found: Mapping[Entrant, Sequence[Mapping[str, Any]]], protocol: Protocol) -> Table:
-    """A row per entrant: mean ± sd over seeds, and the mean difference to the same seed's random initialisation."""
+    """A row per entrant: mean ± sd over seeds, and the gains over the random initialisations."""
     rows = []
     for entrant, runs in found.items():
-        start = found[Entrant("random", None, entrant.backbone)]
-        name = "random, BatchNorm calibrated" if entrant.calibrated else entrant.method
-        cells = [name, entrant.masks or "-", entrant.backbone]
+        starts = [found.get(Entrant("random", None, entrant.backbone, calibrated)) for calibrated in (False, True)]
+        cells = [entrant.name, entrant.masks or "-", entrant.backbone]
         for key in ("accuracy", "dice"):
-            values = 100 * np.array([run[key] for run in runs])
-            gain = (values - 100 * np.array([run[key] for run in start])).mean()
-            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-            cells += [f"{values.mean():.1f}{spread}", "-" if runs is start else f"{gain:+.1f}"]
+            cells += [_spread(runs, key), " / ".join(_gain(runs, start, key) for start in starts)]
         losses = np.array([run["loss"] for run in runs if run["loss"]])
         cells.append(f"{losses[:, 0].mean():.3g} → {losses[:, 1].mean():.3g}" if len(losses) else "-")
         rows.append(tuple(cells))
-    scored = list(next(iter(found.values()))[0]["structures"])
+    (first, *_) = found.values()
     count = sum(map(len, KINDS.values()))
     notes = (
-        f"{protocol.steps} steps of 16 images; mean ± sd over {len(next(iter(found.values())))} seeds; gain: mean "
-        "difference to the random initialisation of the same seed, in points.",
+        f"{protocol.steps} steps; mean ± sd over {len(first)} seeds; gain: mean difference in points to the same "
+        "seed's random initialisation / to it with BatchNorm calibrated; loss: of the first and last steps logged.",
         f"kind: {count} kinds, chance {100 / count:.1f} %, {count * protocol.test} test patients. structure: Dice over "
-        f"{', '.join(scored)}.",
+        f"{', '.join(first[0]['structures'])}.",
     )
     columns = ("method", "masks", "backbone", "kind, acc. % ↑", "gain", "structure, Dice % ↑", "gain", "loss")
     return Table("what a small budget teaches [phantom]", columns, tuple(rows), notes)
+
+
+def _spread(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = 100 * np.array([run[key] for run in runs])
+    return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+
+
+def _gain(runs: Sequence[Mapping[str, Any]], start: Sequence[Mapping[str, Any]] | None, key: str) -> str:
+    if start is None or runs is start:
+        return "-"
+    return f"{100 * np.mean([run[key] - before[key] for run, before in zip(runs, start, strict=True)]):+.1f}"
 
 
 def main() -> None:
@@ -351,7 +370,7 @@ def main() -> None:
     for (row, seed), result in zip(jobs, in_processes(work, jobs), strict=True):
         found[row].append(result)
         scores = f"accuracy {result['accuracy']:.3f}, Dice {result['dice']:.3f}"
-        print(f"seed {seed} {row.method} {row.masks or ''}: {scores}", file=sys.stderr, flush=True)
+        print(f"seed {seed}, {row.name}, {row.masks or '-'}, {row.backbone}: {scores}", file=sys.stderr, flush=True)
     print(markdown(table(found, protocol)))
 
 
