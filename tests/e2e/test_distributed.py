@@ -16,7 +16,7 @@ from tests.e2e.test_interruption import wait_for
 
 CELL = (
     "run", "--preset", "tiny", "--device", "cpu", "--method", "byol", "--task", "busi-cls",
-    "--set", "pretrain.steps=40", "--set", "executor.checkpoint_seconds=0", "--store", "shared",
+    "--set", "pretrain.steps=15", "--set", "executor.checkpoint_seconds=0", "--store", "shared",
 )  # fmt: skip
 
 
