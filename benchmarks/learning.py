@@ -71,7 +71,7 @@ class Protocol:
         patches: Patches that the probe of structures learns from.
     """
 
-    steps: int = 50
+    steps: int = 40
     images: int = 1440
     generated: int = 128
     side: int = 64
