@@ -21,7 +21,7 @@ from typing import Any
 import pluggy
 
 from anaus_bench import hookspecs
-from anaus_bench.config import did_you_mean, merge, resolve, split_locations
+from anaus_bench.settings.base import did_you_mean, merge, resolve, split_locations
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Plugin
 

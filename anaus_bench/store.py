@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 
 from anaus_bench.errors import StoreError
-from anaus_bench.weights import file_digest
+from anaus_bench.nn.weights import file_digest
 
 FORMAT = 1
 Record = dict[str, Any]

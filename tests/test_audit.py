@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anaus_bench.config import Settings
-from anaus_bench.data.audit import Part, audit, clip_title, near_across, near_between, part_of, shared_clips
-from anaus_bench.data.near_duplicates import close_blocks, close_pairs, image_hashes, near_duplicate_groups
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.audit import Part, audit, clip_title, near_across, near_between, part_of, shared_clips
+from anaus_bench.datasets.near_duplicates import close_blocks, close_pairs, image_hashes, near_duplicate_groups
 
 
 def random_hashes(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -120,7 +120,7 @@ def test_sixty_thousand_images_are_compared_in_two_minutes() -> None:
 
 @pytest.mark.data
 def test_the_audit_of_the_whole_of_busi_gives_the_published_duplicates(data_root: Callable[[str], Path]) -> None:
-    from anaus_bench.data.folds import make_folds
+    from anaus_bench.datasets.folds import make_folds
     from anaus_plugins.datasets.busi import BUSI
 
     dataset = BUSI(Settings())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.data.damage import damage
+from anaus_plugins.objectives.anaus.damage import damage
 
 NOTHING = {"patch": 8, "shuffle": 0.0, "noise": 0.0, "occlusion": 0.0, "seed": 0}
 

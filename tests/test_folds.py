@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anaus_bench.data.folds import check_folds, make_folds
+from anaus_bench.datasets.folds import check_folds, make_folds
 from anaus_bench.errors import CountMismatch, LeakageError
 
 GROUPS = [f"patient{number // 3}" for number in range(90)]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anaus_bench.data.images import VideoReader, count_frames, read_gray, read_picture
+from anaus_bench.datasets.images import VideoReader, count_frames, read_gray, read_picture
 from anaus_bench.errors import SizeMismatch, UnreadableFile
 
 

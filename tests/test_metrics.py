@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anaus_bench import metrics
+from anaus_bench.metrics import segmentation as metrics
 
 EMPTY = np.zeros((12, 16), dtype=bool)
 

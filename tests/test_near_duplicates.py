@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anaus_bench.data.near_duplicates import close_pairs, near_duplicate_groups, perceptual_hash
+from anaus_bench.datasets.near_duplicates import close_pairs, near_duplicate_groups, perceptual_hash
 from anaus_bench.simulator.phantoms import breast_clip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anaus_bench.data.pickles import SKIPPED_FROM, read_arrays
+from anaus_bench.datasets.pickles import SKIPPED_FROM, read_arrays
 from anaus_bench.errors import UnreadableFile, WrongVersion
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.cell import PretrainSettings
-from anaus_bench.config import Settings, resolve
-from anaus_bench.data.views import Batch, View
+from anaus_bench.cells.cell import PretrainSettings
+from anaus_bench.settings.base import Settings, resolve
+from anaus_bench.corpus.batch import Batch, View
 from anaus_bench.interfaces import Objective, StageContext
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.pretraining import learning_rate, pretrain, weight_decay
+from anaus_bench.training.pretraining import learning_rate, pretrain, weight_decay
 from anaus_bench.registry import Registry
-from anaus_bench.testing import synthetic_corpus
+from anaus_bench.kit.check import synthetic_corpus
 
 MakeContext = Callable[..., StageContext]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 
-from anaus_bench.data.rotation import rotate
+from anaus_plugins.objectives.usfmae.rotation import rotate
 
 
 def test_each_image_is_turned_as_torchvision_turns_it_alone() -> None:

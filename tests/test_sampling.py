@@ -8,18 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.data.corpus import Entry, PackedCorpus
-from anaus_bench.data.sampling import (
-    BalancedSampler,
-    ClipSampler,
-    ClipSampling,
-    ImageSampler,
-    SemiSupervisedSampler,
-    WeightedSampler,
-    find_clips,
-    labelled_part,
-    uniform_integers,
-)
+from anaus_bench.corpus.packed import Entry, PackedCorpus
+from anaus_bench.corpus.sampling import BalancedSampler, ClipSampler, ClipSampling, ImageSampler, SemiSupervisedSampler, WeightedSampler, find_clips, labelled_part, uniform_integers
 from anaus_bench.errors import CountMismatch, DataError, LabelError
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from anaus_bench.data.corpus import Entry, PackedCorpus
-from anaus_bench.data.tags import clip_views, count_names, labels_of
-from anaus_bench.fields import CAMUS_VIEWS, LabelSettings
+from anaus_bench.corpus.packed import Entry, PackedCorpus
+from anaus_bench.corpus.tags import clip_views, count_names, labels_of
+from anaus_bench.settings.fields import CAMUS_VIEWS, LabelSettings
 
 
 def corpus_of(*clips: tuple[str, str | None, int]) -> PackedCorpus:

@@ -13,19 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from anaus_bench.data.views import (
-    Crop,
-    Photometry,
-    View,
-    draw_crops,
-    draw_photometry,
-    make_batch,
-    normalise,
-    overlap_box,
-    photometric,
-    resample,
-    resample_labels,
-)
+from anaus_bench.corpus.batch import Crop, Photometry, View, draw_crops, draw_photometry, make_batch, normalise, overlap_box, photometric, resample, resample_labels
 
 PLAIN = View(32, jitter=0.0, blur=0.0, solarise=0.0)
 NO_PHOTOMETRY = {"brightness": 1.0, "contrast": 1.0, "contrast_first": False, "sigma": 0.0, "solarise": False}

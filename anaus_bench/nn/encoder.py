@@ -20,10 +20,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.backbones import BACKBONES, VITS
+from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.nn.vit import SimplePyramid, ViT
-from anaus_bench.weights import IMAGENET, load_weights
+from anaus_bench.nn.weights import IMAGENET, load_weights
 
 STRIDES = (4, 8, 16, 32)
 PYRAMID_CHANNELS = 256

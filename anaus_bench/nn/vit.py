@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.convnext import LayerNorm2d
 
-from anaus_bench.backbones import VITS
+from anaus_bench.nn.backbones import VITS
 
 PATCH = 16
 GRID = 14

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.data.audit import Part, near_between, part_of, shared_clips
-from anaus_bench.data.corpus import PackedCorpus, open_corpus
-from anaus_bench.data.near_duplicates import BITS, NEAR, close_blocks, image_hashes, perceptual_hash
+from anaus_bench.datasets.audit import Part, near_between, part_of, shared_clips
+from anaus_bench.corpus.packed import PackedCorpus, open_corpus
+from anaus_bench.datasets.near_duplicates import BITS, NEAR, close_blocks, image_hashes, perceptual_hash
 from anaus_bench.errors import LeakageError
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.registry import Registry

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from anaus_bench.data.corpus import Entry, letterbox, write_index
+from anaus_bench.corpus.packed import Entry, letterbox, write_index
 from anaus_bench.errors import CountMismatch
 from anaus_bench.interfaces import Dataset, Index, Sample, StageContext, StageInputs, batches
 from anaus_bench.parallel import in_processes

@@ -8,7 +8,7 @@ from typing import Any
 
 import safetensors.torch
 
-from anaus_bench.data.corpus import open_corpus
+from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.registry import Registry

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anaus_bench.data.folds import check_folds, make_folds
+from anaus_bench.datasets.folds import check_folds, make_folds
 from anaus_bench.interfaces import Case, Dataset, Fold, Index, Sample, StageContext, StageInputs, Task
 from anaus_bench.registry import Registry
 from anaus_bench.stages.corpus import check_unchanged

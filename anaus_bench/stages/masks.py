@@ -16,10 +16,10 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from anaus_bench.data.corpus import PackedCorpus, open_corpus
+from anaus_bench.corpus.packed import PackedCorpus, open_corpus
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batches
-from anaus_bench.mask_scores import Row, score_masks, stability, summarise
+from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
 from anaus_bench.parallel import in_processes
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anaus_bench.data.corpus import letterbox
-from anaus_bench.figures import Column, draw_panel
+from anaus_bench.corpus.packed import letterbox
+from anaus_bench.pictures import Column, draw_panel
 from anaus_bench.interfaces import Case, MaskSource, StageContext, StageInputs
 from anaus_bench.registry import Registry
 from anaus_bench.stages.folds import open_task, read_folds

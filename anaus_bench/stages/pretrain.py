@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from anaus_bench.cell import PretrainSettings
-from anaus_bench.data.corpus import open_corpus
-from anaus_bench.data.views import View
+from anaus_bench.cells.cell import PretrainSettings
+from anaus_bench.corpus.packed import open_corpus
+from anaus_bench.corpus.batch import View
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.nn.encoder import Encoder, EncoderCard, save_encoder
-from anaus_bench.pretraining import pretrain
+from anaus_bench.training.pretraining import pretrain
 from anaus_bench.registry import Registry
 from anaus_bench.seeds import step_seed
 from anaus_bench.stages.audit import without_overlap

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anaus_bench.data.views import Batch
+from anaus_bench.corpus.batch import Batch
 from anaus_bench.errors import AnausError, PluginError
 from anaus_bench.interfaces import Objective
 from anaus_bench.registry import Registry

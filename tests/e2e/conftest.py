@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from anaus_bench.cli import main
+from anaus_bench.cli.app import main
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anaus_bench.registry import Registry
-from anaus_bench.testing import check_objective
+from anaus_bench.kit.check import check_objective
 from tests.e2e.conftest import Command
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "plugins.md"

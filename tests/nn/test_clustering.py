@@ -5,7 +5,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from anaus_bench.nn.clustering import kmeans, superpixels
+from anaus_plugins.objectives.r2o.clustering import kmeans, superpixels
 
 
 def seeded(seed: int = 0) -> torch.Generator:

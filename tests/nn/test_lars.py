@@ -7,7 +7,7 @@ import torch
 from lightly.utils.lars import LARS as LightlyLARS  # noqa: N811
 from torch import Tensor, nn
 
-from anaus_bench.nn.lars import LARS, Convention, parameter_groups
+from anaus_bench.training.lars import LARS, Convention, parameter_groups
 
 ETA, DECAY, MOMENTUM = 1e-2, 1e-2, 0.9
 

@@ -10,16 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anaus_bench.errors import WeightsError
-from anaus_bench.nn.masked_autoencoder import (
-    PIXELS,
-    Decoder,
-    draw_mask,
-    load_autoencoder,
-    patchify,
-    standardise,
-    take,
-    unpatchify,
-)
+from anaus_plugins.objectives.usfmae.autoencoder import PIXELS, Decoder, draw_mask, load_autoencoder, patchify, standardise, take, unpatchify
 from anaus_bench.nn.vit import ViT, sine_positions
 
 WIDTH, HEADS = 32, 4

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from anaus_bench.nn.schedules import warmup_cosine
+from anaus_bench.training.schedules import warmup_cosine
 
 
 def test_the_rate_starts_at_zero_peaks_after_warm_up_and_ends_at_zero() -> None:

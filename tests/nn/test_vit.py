@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from anaus_bench.errors import WeightsError
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_encoder, load_imagenet, save_encoder
 from anaus_bench.nn.vit import GRID, ViT, resize_positions, sine_positions
-from anaus_bench.weights import IMAGENET, PublishedWeights
+from anaus_bench.nn.weights import IMAGENET, PublishedWeights
 
 
 @pytest.fixture

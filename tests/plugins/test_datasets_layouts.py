@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.config import Settings
-from anaus_bench.data.folds import check_folds, make_folds
-from anaus_bench.data.images import write_video
-from anaus_bench.data.layout import natural_key
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.folds import check_folds, make_folds
+from anaus_bench.datasets.images import write_video
+from anaus_bench.datasets.layout import natural_key
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from anaus_bench.config import resolve
+from anaus_bench.settings.base import resolve
 from anaus_bench.errors import LabelError
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.testing import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
 from anaus_plugins.objectives.fixmatch import FixMatch, FixMatchSettings, consistency
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.data.corpus import Entry, PackedCorpus, letterbox
+from anaus_bench.corpus.packed import Entry, PackedCorpus, letterbox
 from anaus_bench.errors import BadMaskValues, MissingMask, SettingsError, SizeMismatch, UnreadableFile
 from anaus_plugins.mask_sources.imported import Imported, ImportedSettings
 

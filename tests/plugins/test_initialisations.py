@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from anaus_bench.config import Settings
+from anaus_bench.settings.base import Settings
 from anaus_bench.interfaces import Objective
 from anaus_bench.nn.encoder import Encoder
 from anaus_plugins.objectives.imagenet import ImageNet

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from anaus_bench.config import resolve
+from anaus_bench.settings.base import resolve
 from anaus_bench.errors import WeightsError
 from anaus_plugins.mask_sources.kmeans import KMeans, KMeansSettings, _texture
 

@@ -14,8 +14,8 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.nn import functional as F
 
-from anaus_bench.config import resolve
-from anaus_bench.data.corpus import Entry, PackedCorpus
+from anaus_bench.settings.base import resolve
+from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import DataError, SettingsError, WeightsError
 from anaus_bench.interfaces import StageContext
 from anaus_plugins.mask_sources.lpsam import LPSAM

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.cell import Cell
-from anaus_bench.cli import main
-from anaus_bench.config import resolve
+from anaus_bench.cells.cell import Cell
+from anaus_bench.cli.app import main
+from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError, WeightsError
-from anaus_bench.plan import Stage, masks_stage
+from anaus_bench.planning.plan import Stage, masks_stage
 from anaus_bench.registry import Registry
 from anaus_plugins.mask_sources.lpsam import LPSAM
 from anaus_plugins.mask_sources.lpsam.authors import from_authors

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.config import resolve
+from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.testing import check_objective, synthetic_batch
+from anaus_bench.kit.check import check_objective, synthetic_batch
 from anaus_plugins.objectives.simclr import SimCLR, SimCLRSettings
 
 

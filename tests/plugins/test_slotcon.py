@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.config import resolve
-from anaus_bench.data.views import Batch, Crop, make_batch, overlap_box
+from anaus_bench.settings.base import resolve
+from anaus_bench.corpus.batch import Batch, Crop, make_batch, overlap_box
 from anaus_bench.errors import SettingsError
 from anaus_bench.nn.alignment import align
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.testing import check_objective, synthetic_corpus
+from anaus_bench.kit.check import check_objective, synthetic_corpus
 from anaus_plugins.objectives.slotcon import SlotCon, SlotConSettings
 
 VARIANTS = {

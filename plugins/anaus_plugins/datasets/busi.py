@@ -9,19 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import read_gray, read_picture
-from anaus_bench.data.layout import (
-    File,
-    check_root,
-    count_warnings,
-    find_base,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    start_phantoms,
-)
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import read_gray, read_picture
+from anaus_bench.datasets.layout import File, check_root, count_warnings, find_base, fingerprint, first_names, is_phantom, list_files, start_phantoms
 from anaus_bench.errors import EmptyMask, LabelError, LayoutError, MissingMask, OrphanMask, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -92,7 +82,7 @@ class BUSI(Dataset[Settings]):
         """The first sample of each image's near-duplicate group (256-bit perceptual hash, at most 40 bits differ)."""
         import numpy as np
 
-        from anaus_bench.data.near_duplicates import near_duplicate_groups, perceptual_hash
+        from anaus_bench.datasets.near_duplicates import near_duplicate_groups, perceptual_hash
 
         if not index.samples:
             return ()

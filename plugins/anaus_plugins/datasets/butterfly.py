@@ -9,22 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import VIDEO_SUFFIXES, VideoReader, count_frames, is_video, read_gray
-from anaus_bench.data.layout import (
-    IMAGE_SUFFIXES,
-    File,
-    check_root,
-    check_unique,
-    count_warnings,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    locate,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, count_frames, is_video, read_gray
+from anaus_bench.datasets.layout import IMAGE_SUFFIXES, File, check_root, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
 from anaus_bench.errors import CountMismatch, LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample

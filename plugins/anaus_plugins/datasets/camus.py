@@ -16,20 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.config import Settings
-from anaus_bench.data.layout import (
-    File,
-    check_root,
-    count_warnings,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    locate,
-    naming,
-    start_phantoms,
-)
-from anaus_bench.data.volumes import NIFTI_SUFFIXES, read_volume, volume_header
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.layout import File, check_root, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
+from anaus_bench.datasets.volumes import NIFTI_SUFFIXES, read_volume, volume_header
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,

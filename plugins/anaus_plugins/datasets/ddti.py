@@ -13,21 +13,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import read_gray, read_marked
-from anaus_bench.data.layout import (
-    File,
-    check_unique,
-    count_warnings,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    list_pairs,
-    locate,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import read_gray, read_marked
+from anaus_bench.datasets.layout import File, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, list_pairs, locate, naming, start_phantoms
 from anaus_bench.errors import EmptyMask, LayoutError, MissingMask, OrphanMask, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -110,7 +98,7 @@ class DDTI(Dataset[Settings]):
 
     def groups(self, index: Index) -> tuple[str, ...]:
         """The case where it is known, else the first sample of each image's near-duplicates (40 of 256 bits)."""
-        from anaus_bench.data.near_duplicates import duplicate_groups
+        from anaus_bench.datasets.near_duplicates import duplicate_groups
 
         if all(sample.patient_id is not None for sample in index.samples):
             return super().groups(index)

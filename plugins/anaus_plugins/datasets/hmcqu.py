@@ -19,21 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import VideoReader, video_header, write_video
-from anaus_bench.data.layout import (
-    File,
-    check_root,
-    check_unique,
-    count_warnings,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    locate,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import VideoReader, video_header, write_video
+from anaus_bench.datasets.layout import File, check_root, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import read_marked
-from anaus_bench.data.layout import count_warnings, find_base, fingerprint, is_phantom, list_pairs, start_phantoms
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import read_marked
+from anaus_bench.datasets.layout import count_warnings, find_base, fingerprint, is_phantom, list_pairs, start_phantoms
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 
@@ -68,7 +68,7 @@ class TG3K(Dataset[Settings]):
         """The first frame of each run of frames, which ends where neighbours differ in more than 64 of 256 bits."""
         import numpy as np
 
-        from anaus_bench.data.near_duplicates import image_hashes
+        from anaus_bench.datasets.near_duplicates import image_hashes
 
         hashes = image_hashes(self, index)
         jumps = np.unpackbits(hashes[1:] ^ hashes[:-1], axis=1).sum(axis=1) > JUMP

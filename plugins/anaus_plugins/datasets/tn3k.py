@@ -15,20 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.config import Settings
-from anaus_bench.data.images import image_size, read_marked
-from anaus_bench.data.layout import (
-    File,
-    count_warnings,
-    find_base,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    list_pairs,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.settings.base import Settings
+from anaus_bench.datasets.images import image_size, read_marked
+from anaus_bench.datasets.layout import File, count_warnings, find_base, fingerprint, first_names, is_phantom, list_files, list_pairs, naming, start_phantoms
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -112,7 +101,7 @@ class TN3K(Dataset[TN3KSettings]):
 
     def groups(self, index: Index) -> tuple[str, ...]:
         """The first sample of each image's near-duplicates (256-bit perceptual hash, at most 40 bits differ)."""
-        from anaus_bench.data.near_duplicates import duplicate_groups
+        from anaus_bench.datasets.near_duplicates import duplicate_groups
 
         return duplicate_groups(self, index)
 

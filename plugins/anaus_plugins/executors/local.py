@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import Field
 
-from anaus_bench.config import Settings
-from anaus_bench.execute import Runner
-from anaus_bench.executors import Executor
+from anaus_bench.settings.base import Settings
+from anaus_bench.execution.runner import Runner
+from anaus_bench.interfaces.executor import Executor
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.plan import Stage
+from anaus_bench.planning.plan import Stage
 
 
 class LocalSettings(Settings):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.config import Settings
-from anaus_bench.data.painting import partition_images
+from anaus_bench.settings.base import Settings
+from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 

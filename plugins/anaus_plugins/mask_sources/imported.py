@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.config import Location, Settings
+from anaus_bench.settings.base import Location, Settings
 from anaus_bench.errors import BadMaskValues, DuplicateId, MissingMask, SettingsError, SizeMismatch, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
@@ -19,7 +19,7 @@ from anaus_bench.interfaces import MaskSource
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anaus_bench.data.corpus import Entry, PackedCorpus
+    from anaus_bench.corpus.packed import Entry, PackedCorpus
 
 SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".bmp")
 BUILT = "label_maps.npy", "regions.csv"  # of a folder that `masks build` wrote
@@ -108,8 +108,8 @@ class Imported(MaskSource[ImportedSettings]):
         return np.stack([self._read_one(entry, size) for entry in entries])
 
     def _read_one(self, entry: Entry, size: int) -> NDArray[np.uint8]:
-        from anaus_bench.data.corpus import letterbox
-        from anaus_bench.data.regions import contiguous
+        from anaus_bench.corpus.packed import letterbox
+        from anaus_bench.corpus.regions import contiguous
 
         path = self._find(entry)
         if path is None:
@@ -170,7 +170,7 @@ def _read_ids(path: Path) -> NDArray[np.integer[Any]]:
     """Ids (H, W) of a file, any integers."""
     from PIL import Image
 
-    from anaus_bench.data.painting import paint_proposals
+    from anaus_bench.corpus.label_maps import paint_proposals
 
     ids: NDArray[Any]
     try:

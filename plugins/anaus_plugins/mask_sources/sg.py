@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from anaus_bench.cell import PretrainSettings
-from anaus_bench.config import Settings
+from anaus_bench.cells.cell import PretrainSettings
+from anaus_bench.settings.base import Settings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, batches
 from anaus_bench.lazy import F, nn, torch
-from anaus_bench.weights import IMAGENET, weights_identity
+from anaus_bench.nn.weights import IMAGENET, weights_identity
 from anaus_plugins.objectives.slotcon import STRIDE, SlotCon, SlotConSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.corpus import PackedCorpus
-    from anaus_bench.data.views import View
+    from anaus_bench.corpus.packed import PackedCorpus
+    from anaus_bench.corpus.batch import View
     from anaus_bench.interfaces import StageContext
 
 KEPT = ("encoder", "projector", "prototypes")  # of the target network
@@ -94,7 +94,7 @@ class SG(MaskSource[SGSettings]):
         import numpy as np
 
         from anaus_bench.nn.encoder import Encoder, load_imagenet
-        from anaus_bench.pretraining import pretrain
+        from anaus_bench.training.pretraining import pretrain
         from anaus_bench.seeds import step_seed
 
         settings = self.settings
@@ -126,7 +126,7 @@ class SG(MaskSource[SGSettings]):
         return torch.cat(maps)
 
     def _group(self, images: Tensor, recipe: View) -> Tensor:
-        from anaus_bench.data.views import normalise
+        from anaus_bench.corpus.batch import normalise
         from anaus_bench.nn.slots import prototype_scores
 
         if self._nets is None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
+from anaus_bench.settings.base import Settings
 from anaus_bench.errors import DataError
-from anaus_bench.fields import CAMUS_VIEWS, CropArea, ViewPattern
+from anaus_bench.settings.fields import CAMUS_VIEWS, CropArea, ViewPattern
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from anaus_bench.data.corpus import PackedCorpus
-    from anaus_bench.data.sampling import Sampler
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.packed import PackedCorpus
+    from anaus_bench.corpus.sampling import Sampler
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 Granularity = Literal["organ", "view", "phase", "class"]
@@ -95,7 +95,7 @@ class AWCL(Objective[AWCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; no blur, but random exponents of the intensities."""
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         view = View(size, self.settings.crop_area, saturation=0.4, blur=0.0, gamma=0.25)
         return view, view
@@ -106,7 +106,7 @@ class AWCL(Objective[AWCLSettings]):
         Raises:
             DataError: The corpus has fewer than two anatomies, so that nothing would be pushed apart.
         """
-        from anaus_bench.data.sampling import WeightedSampler
+        from anaus_bench.corpus.sampling import WeightedSampler
 
         labels, known = self._used_anatomies(corpus, seed)
         if len(known) < 2:
@@ -118,7 +118,7 @@ class AWCL(Objective[AWCLSettings]):
 
     def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
         """The anatomies that are used, with their images."""
-        from anaus_bench.data.tags import count_names
+        from anaus_bench.corpus.tags import count_names
 
         settings = self.settings
         counts = count_names(*self._used_anatomies(corpus, seed))
@@ -128,7 +128,7 @@ class AWCL(Objective[AWCLSettings]):
         """Number (N,) of each image's anatomy, -1 where it is unknown or not used; the anatomies."""
         import numpy as np
 
-        from anaus_bench.data.sampling import labelled_part
+        from anaus_bench.corpus.sampling import labelled_part
 
         settings = self.settings
         names = anatomies(corpus, settings.granularity, settings.view_pattern)
@@ -159,7 +159,7 @@ class AWCL(Objective[AWCLSettings]):
 
 def anatomies(corpus: PackedCorpus, granularity: Granularity, view_pattern: str) -> list[str | None]:
     """Anatomy of each image at a granularity, None where it is unknown."""
-    from anaus_bench.data.tags import clip_views
+    from anaus_bench.corpus.tags import clip_views
 
     if granularity == "class":
         return [corpus.classes[entry.label] if entry.label >= 0 else None for entry in corpus.entries]

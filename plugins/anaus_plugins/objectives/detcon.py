@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
-from anaus_bench.config import Settings
+from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.fields import CropArea
+from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import nn, torch
@@ -17,7 +17,7 @@ from anaus_bench.lazy import nn, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
     from anaus_bench.nn.regions import Regions
 
@@ -89,7 +89,7 @@ class DetCon(Objective[DetConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the masks; change it")

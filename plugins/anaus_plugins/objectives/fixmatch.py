@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.fields import LabelSettings
+from anaus_bench.settings.fields import LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from anaus_bench.data.corpus import PackedCorpus
-    from anaus_bench.data.sampling import Sampler
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.packed import PackedCorpus
+    from anaus_bench.corpus.sampling import Sampler
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -91,7 +91,7 @@ class FixMatch(Objective[FixMatchSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Weak view of the labelled image; weak views of the others; their strong views. All show the whole image."""
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         settings = self.settings
 
@@ -116,7 +116,7 @@ class FixMatch(Objective[FixMatchSettings]):
 
     def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class labels, and views if asked for."""
-        from anaus_bench.data.tags import labels_of
+        from anaus_bench.corpus.tags import labels_of
 
         return labels_of(corpus, self.settings)
 
@@ -124,7 +124,7 @@ class FixMatch(Objective[FixMatchSettings]):
         """The labels that are kept, and from which share of the clips of each class."""
         import numpy as np
 
-        from anaus_bench.data.tags import count_names
+        from anaus_bench.corpus.tags import count_names
 
         labels, names = self.labels(corpus)
         kept = np.where(self._keeps_label(corpus, seed), labels, -1)
@@ -136,8 +136,8 @@ class FixMatch(Objective[FixMatchSettings]):
         Raises:
             LabelError: Images of fewer than two classes.
         """
-        from anaus_bench.data.sampling import SemiSupervisedSampler
-        from anaus_bench.data.tags import check_classes
+        from anaus_bench.corpus.sampling import SemiSupervisedSampler
+        from anaus_bench.corpus.tags import check_classes
 
         check_classes(*self.labels(corpus), self.name)
         labelled = torch.from_numpy(self._keeps_label(corpus, seed)).nonzero()[:, 0]
@@ -183,7 +183,7 @@ class FixMatch(Objective[FixMatchSettings]):
             encoder.load_state_dict(average.state_dict())
 
     def _keeps_label(self, corpus: PackedCorpus, seed: int) -> NDArray[np.bool_]:
-        from anaus_bench.data.sampling import labelled_part
+        from anaus_bench.corpus.sampling import labelled_part
 
         labels, _ = self.labels(corpus)
         return labelled_part(corpus, labels, self.settings.label_fraction, seed)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
-from anaus_bench.fields import CropArea
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn
@@ -16,7 +16,7 @@ from anaus_bench.lazy import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -54,7 +54,7 @@ class SimCLR(Objective[SimCLRSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice: crop, flip, strong jitter, blur of every second image (App. A)."""
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         view = View(size, self.settings.crop_area, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
         return view, view

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
+from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.fields import CropArea
+from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
@@ -18,7 +18,7 @@ from anaus_bench.lazy import nn, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.distillation import CentredTargets
     from anaus_bench.nn.encoder import Encoder
 
@@ -126,7 +126,7 @@ class SlotCon(Objective[SlotConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the groups; change it")
@@ -214,7 +214,7 @@ class SlotCon(Objective[SlotConSettings]):
         self, nets: nn.ModuleDict, batch: Batch, online: Sequence[Tensor], target: Sequence[Tensor]
     ) -> Tensor:
         """L_group over the pixels that both crops show, in both directions; then moves the centre."""
-        from anaus_bench.data.views import overlap_box
+        from anaus_bench.corpus.batch import overlap_box
         from anaus_bench.nn.alignment import align
         from anaus_bench.nn.slots import grouping_loss
 

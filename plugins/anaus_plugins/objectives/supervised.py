@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.fields import CropArea, LabelSettings
+from anaus_bench.settings.fields import CropArea, LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from anaus_bench.data.corpus import PackedCorpus
-    from anaus_bench.data.sampling import Sampler
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.packed import PackedCorpus
+    from anaus_bench.corpus.sampling import Sampler
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -57,19 +57,19 @@ class Supervised(Objective[SupervisedSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Crop and flip only."""
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         return (View(size, self.settings.crop_area, jitter=0.0, grayscale=0.0, blur=0.0),)
 
     def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class labels, and views if asked for."""
-        from anaus_bench.data.tags import labels_of
+        from anaus_bench.corpus.tags import labels_of
 
         return labels_of(corpus, self.settings)
 
     def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
         """The labels, which may be diagnoses that a task tests."""
-        from anaus_bench.data.tags import count_names
+        from anaus_bench.corpus.tags import count_names
 
         return {"labels": f"{count_names(*self.labels(corpus))} (sampling {self.settings.sampling})"}
 
@@ -79,8 +79,8 @@ class Supervised(Objective[SupervisedSettings]):
         Raises:
             LabelError: Images of fewer than two classes.
         """
-        from anaus_bench.data.sampling import BalancedSampler
-        from anaus_bench.data.tags import check_classes
+        from anaus_bench.corpus.sampling import BalancedSampler
+        from anaus_bench.corpus.tags import check_classes
 
         labels, names = self.labels(corpus)
         check_classes(labels, names, self.name)
@@ -94,7 +94,7 @@ class Supervised(Objective[SupervisedSettings]):
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over the labelled images, 0 without any; logs their accuracy and their share."""
-        from anaus_bench.distributed import divisor
+        from anaus_bench.distributed.team import divisor
 
         logits = nets["classifier"](cast("Encoder", nets["encoder"]).vector(batch.views[0])).float()  # (B, classes)
         labelled = batch.labels >= 0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.config import Settings
-from anaus_bench.fields import CropArea
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn
@@ -16,7 +16,7 @@ from anaus_bench.lazy import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.views import Batch, View
+    from anaus_bench.corpus.batch import Batch, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -55,7 +55,7 @@ class VICReg(Objective[VICRegSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice (App. C)."""
-        from anaus_bench.data.views import View
+        from anaus_bench.corpus.batch import View
 
         view = View(size, self.settings.crop_area, blur=0.5, solarise=0.1)
         return view, view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.protocols.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
+from anaus_bench.tasks.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
 
 
 class BUSIClassification(ClassificationTask[ClassificationSettings]):

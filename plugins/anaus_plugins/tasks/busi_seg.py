@@ -8,14 +8,7 @@ from pydantic import Field
 
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Sample
-from anaus_bench.protocols.segmentation import (
-    DICE,
-    HAUSDORFF,
-    PPV,
-    SENSITIVITY,
-    SegmentationSettings,
-    SegmentationTask,
-)
+from anaus_bench.tasks.segmentation import DICE, HAUSDORFF, PPV, SENSITIVITY, SegmentationSettings, SegmentationTask
 
 NORMAL = 2
 """Class id of images without a lesion, after benign and malignant."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.protocols.segmentation import DICE, HAUSDORFF, PPV, SENSITIVITY, SegmentationSettings, SegmentationTask
+from anaus_bench.tasks.segmentation import DICE, HAUSDORFF, PPV, SENSITIVITY, SegmentationSettings, SegmentationTask
 
 
 class DDTI(SegmentationTask[SegmentationSettings]):

@@ -14,13 +14,13 @@ from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
+from anaus_bench.nn.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.data.corpus import PackedCorpus
+    from anaus_bench.corpus.packed import PackedCorpus
     from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 
 
@@ -109,7 +109,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
 
     def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
         """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
-        from anaus_bench.data.regions import split_components
+        from anaus_bench.corpus.regions import split_components
 
         classes = self.class_maps(*self.logits(images), images.shape[-2:]).cpu().numpy()
         least = self.settings.min_area * images.shape[-2] * images.shape[-1]

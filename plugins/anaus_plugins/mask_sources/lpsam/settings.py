@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from anaus_bench.config import Location, Settings
+from anaus_bench.settings.base import Location, Settings
 
 # The network of the authors' code; they train no IoU head and use no predicted IoU.
 _AUTHORS: Mapping[str, Any] = {"adapter": "samus", "lpe": "official", "tokens": "joint", "min_iou": 0.0}

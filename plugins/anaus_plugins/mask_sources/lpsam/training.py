@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.data.corpus import PackedCorpus
+from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.errors import DataError
 from anaus_bench.interfaces import StageContext, batches
-from anaus_bench.loop import train
+from anaus_bench.training.loop import train
 from anaus_bench.seeds import step_seed
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings

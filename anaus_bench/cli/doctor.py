@@ -1,0 +1,102 @@
+"""Examines an installation: versions, devices, plugins, data sets, weights, store."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from anaus_bench.errors import AnausError
+from anaus_bench.planning.plan import data_folder
+from anaus_bench.registry import KINDS, Registry
+from anaus_bench.store import Store
+from anaus_bench.nn.weights import weights_folder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `ok`, `note` (nothing to mend) or `bad`."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    found: str
+
+
+def examine(registry: Registry, store: Store, roots: Mapping[str, Path]) -> list[Finding]:
+    """All findings, the installation first."""
+    return [*_installation(), *_plugins(registry), *_datasets(registry, roots), _weights(), *_store(store)]
+
+
+def _installation() -> list[Finding]:
+    import torch
+    import torchvision
+
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}"
+    found = [Finding("ok", "versions", versions)]
+    found.append(Finding("ok", "CPU", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"))
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        found.append(Finding("ok", "CUDA", names))
+    else:
+        found.append(Finding("note", "CUDA", "none: everything runs on the CPU"))
+    return found
+
+
+def _plugins(registry: Registry) -> list[Finding]:
+    broken, count = [], 0
+    for kind, (title, _) in KINDS.items():
+        for name in registry.names(kind):
+            try:
+                registry.get(kind, name)
+                count += 1
+            except AnausError as error:
+                broken.append(Finding("bad", f"{title} {name}", str(error)))
+    return [Finding("ok", "plugins", f"{count} installed"), *broken]
+
+
+def _datasets(registry: Registry, roots: Mapping[str, Path]) -> list[Finding]:
+    found = []
+    for name in registry.names("datasets"):
+        folder = data_folder(name, roots)
+        if folder is None:
+            continue
+        try:
+            dataset = registry.create("datasets", name)
+            index = dataset.scan(folder)
+            found.append(Finding("ok", f"data set {name}", f"{len(index.samples)} images in {folder}"))
+        except AnausError as error:
+            found.append(Finding("bad", f"data set {name}", str(error)))
+    return found or [
+        Finding("note", "data sets", "none given (--data-root, ANAUS_DATA); --preset demo generates phantoms")
+    ]
+
+
+def _weights() -> Finding:
+    folder = weights_folder()
+    files = sorted(path.name for path in folder.glob("*.*")) if folder.is_dir() else []
+    return Finding("ok" if files else "note", "weights", ", ".join(files) or f"none in {folder}")
+
+
+def _store(store: Store) -> list[Finding]:
+    if not store.root.exists():
+        return [Finding("note", "store", f"{store.root} does not exist yet")]
+    free = shutil.disk_usage(store.root).free / 2**30
+    damaged, count = [], 0
+    for path in sorted(store.root.glob("*/[!.]*/record.json")):
+        kind, key = path.parent.parent.name, path.parent.name
+        try:
+            store.open(kind, key)
+            count += 1
+        except AnausError as error:
+            damaged.append(Finding("bad", f"{kind} {key}", str(error)))
+    state = Finding("ok", "store", f"{count} finished stages in {store.root}, {free:.1f} GiB free")
+    left = [
+        Finding("note", f"{path.parent.parent.name} {path.parent.name[1:]}", "interrupted; run its cell again to go on")
+        for path in sorted(store.root.glob("*/.*/resume"))
+        if any(path.iterdir())
+    ]
+    return [state, *damaged, *left]

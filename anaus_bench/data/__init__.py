@@ -1,1 +1,0 @@
-"""Images and what is made of them: decoding, packed corpora, folds, views."""

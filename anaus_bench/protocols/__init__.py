@@ -1,1 +1,0 @@
-"""Downstream protocols that tasks share."""
