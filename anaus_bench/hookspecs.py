@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from anaus_bench.interfaces.executor import Executor
-    from anaus_bench.interfaces import Dataset, MaskSource, Objective, Task
-    from anaus_bench.planning.plan import Stage
+    from anaus_bench.interfaces import Dataset, Executor, MaskSource, Objective, Stage, Task
 
 hookspec = pluggy.HookspecMarker("anaus_bench")
 hookimpl = pluggy.HookimplMarker("anaus_bench")

@@ -23,3 +23,9 @@ def in_processes(work: Callable[[PartT], ResultT], parts: Sequence[PartT]) -> It
         return
     with ProcessPoolExecutor(min(cores(), len(parts)), multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, parts)
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` that cover `range(count)`."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

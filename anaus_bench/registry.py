@@ -21,9 +21,9 @@ from typing import Any
 import pluggy
 
 from anaus_bench import hookspecs
-from anaus_bench.settings.base import did_you_mean, merge, resolve, split_locations
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Plugin
+from anaus_bench.settings.base import did_you_mean, merge, resolve, split_locations
 
 # kind -> (what one is called, prefix of its settings on the command line)
 KINDS: Mapping[str, tuple[str, str]] = {

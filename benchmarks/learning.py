@@ -29,21 +29,23 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from anaus_bench.nn.backbones import RESNETS
 from anaus_bench.cells.cell import Cell
 from anaus_bench.corpus.packed import letterbox, open_corpus
-from anaus_bench.corpus.batch import View, normalise
-from anaus_bench.execution.runner import Runner
-from anaus_bench.interfaces import batches
-from anaus_bench.nn.encoder import Encoder, load_encoder
-from anaus_bench.parallel import in_processes
-from anaus_bench.planning.plan import Stage, corpus_stage, make_plan, pending
+from anaus_bench.corpus.pixels import normalise
+from anaus_bench.corpus.view import View
 from anaus_bench.execution.progress import SilentProgress
+from anaus_bench.execution.runner import Runner
+from anaus_bench.interfaces import Stage
+from anaus_bench.nn.backbones import RESNETS
+from anaus_bench.nn.encoder import Encoder, load_encoder
+from anaus_bench.parallel import batches, in_processes
+from anaus_bench.planning.plan import pending
+from anaus_bench.planning.planner import corpus_stage, make_plan
 from anaus_bench.registry import Registry
+from anaus_bench.results.tables import Table, markdown
 from anaus_bench.simulator import heart, lung
 from anaus_bench.simulator.phantoms import clips
 from anaus_bench.store import Store
-from anaus_bench.results.tables import Table, markdown
 
 PRESET = "demo"
 CORPUS = "phantom+butterfly+camus"  # breast, lung and heart, all of them clips: every objective finds its frames

@@ -25,19 +25,21 @@ from PIL import Image
 from rich.console import Console
 
 from anaus_bench.cells.cell import Cell
-from anaus_bench.cli.app import parse_roots
-from anaus_bench.settings.base import merge
+from anaus_bench.cli.options import parse_roots
 from anaus_bench.corpus.packed import open_corpus
-from anaus_bench.execution.runner import Runner
-from anaus_bench.parallel import in_processes
-from anaus_bench.planning.plan import Stage, corpus_stage, masks_stage, pending
-from anaus_bench.results.mask_sheets import draw_preview, score_table
 from anaus_bench.execution.progress import ConsoleProgress
+from anaus_bench.execution.runner import Runner
+from anaus_bench.interfaces import Stage
+from anaus_bench.parallel import in_processes
+from anaus_bench.planning.plan import pending
+from anaus_bench.planning.planner import corpus_stage, masks_stage
 from anaus_bench.registry import Registry
-from anaus_bench.simulator.phantoms import KINDS, clips
-from anaus_bench.stages.masks import ready_source
-from anaus_bench.store import Store
+from anaus_bench.results.mask_sheets import draw_preview, score_table
 from anaus_bench.results.tables import Table, markdown
+from anaus_bench.settings.base import merge
+from anaus_bench.simulator.phantoms import KINDS, clips
+from anaus_bench.stages.inputs import ready_source
+from anaus_bench.store import Store
 
 # The data set whose phantoms stand for an anatomy; no other has masks of the lung.
 ANATOMIES = {"breast": "udiat", "lung": "phantom", "thyroid": "tg3k", "heart": "camus"}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.audit import Part, audit, clip_title, near_across, near_between, part_of, shared_clips
 from anaus_bench.datasets.near_duplicates import close_blocks, close_pairs, image_hashes, near_duplicate_groups
+from anaus_bench.settings.base import Settings
 
 
 def random_hashes(count: int, seed: int = 0) -> NDArray[np.uint8]:

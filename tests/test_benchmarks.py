@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from anaus_bench.interfaces import Objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.registry import Registry
-from anaus_bench.kit.check import synthetic_batch
 from benchmarks.speed import lightly_peers, memory, steps
 from benchmarks.speed.__main__ import main, table
 from benchmarks.speed.passes import Call, bare, given_back, recorded, views

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings, did_you_mean, merge, parse_overrides, resolve
 from anaus_bench.errors import SettingsError
+from anaus_bench.settings.base import Settings, did_you_mean, merge, parse_overrides, resolve
 
 
 class Inner(Settings):

@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from anaus_bench.cells.cell import PretrainSettings
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.distributed.team import team
 from anaus_bench.errors import SettingsError, TrainingError
 from anaus_bench.interfaces import StageContext
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.training.pretraining import pretrain
 from anaus_bench.registry import Registry
-from anaus_bench.kit.check import synthetic_corpus
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.pretraining import pretrain
 from anaus_plugins.objectives.byol import BYOL, BYOLSettings
 from tests.conftest import RecordedProgress
 

@@ -17,9 +17,12 @@ from anaus_bench.cells.cell import Cell
 from anaus_bench.cli.app import main
 from anaus_bench.errors import SettingsError, StoreError, WeightsError
 from anaus_bench.execution.runner import Runner
-from anaus_bench.export.export import FORMATS, Exported, Outputs, export
+from anaus_bench.export.card import Exported
+from anaus_bench.export.export import export
+from anaus_bench.export.formats import FORMATS, Outputs
 from anaus_bench.nn.encoder import Encoder, EncoderCard, load_encoder
-from anaus_bench.planning.plan import make_plan, pending
+from anaus_bench.planning.plan import pending
+from anaus_bench.planning.planner import make_plan
 from anaus_bench.registry import Registry
 from anaus_bench.store import Store
 from tests.conftest import RecordedProgress

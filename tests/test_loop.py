@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
-from anaus_bench.training.loop import LOG_EVERY, train
 from anaus_bench.seeds import step_seed
+from anaus_bench.training.loop import LOG_EVERY, train
 
 STEPS = 50
 

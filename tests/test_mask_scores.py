@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from anaus_bench.metrics.label_maps import achievable_accuracy, best_ious, boundaries, boundary_scores, covering, overlaps, pieces, raise_gain, score_masks, stability, summarise, under_segmentation, variation_of_information
+from anaus_bench.metrics.label_maps import (
+    achievable_accuracy,
+    best_ious,
+    boundaries,
+    boundary_scores,
+    covering,
+    overlaps,
+    pieces,
+    raise_gain,
+    score_masks,
+    stability,
+    summarise,
+    under_segmentation,
+    variation_of_information,
+)
 
 Map = NDArray[np.uint8]
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.settings.base import Settings, resolve
-from anaus_bench.corpus.batch import Batch, View
+from anaus_bench.corpus.batch import Batch
+from anaus_bench.corpus.view import View
 from anaus_bench.interfaces import Objective, StageContext
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.training.pretraining import learning_rate, pretrain, weight_decay
 from anaus_bench.registry import Registry
-from anaus_bench.kit.check import synthetic_corpus
+from anaus_bench.settings.base import Settings, resolve
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.pretraining import learning_rate, pretrain, weight_decay
 
 MakeContext = Callable[..., StageContext]
 

@@ -11,7 +11,7 @@ from anaus_bench.errors import PluginError
 from anaus_bench.registry import KINDS, Registry
 
 SOURCE = """
-from anaus_bench.config import Settings
+from anaus_bench.settings.base import Settings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 

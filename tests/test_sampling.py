@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from anaus_bench.corpus.clips import ClipSampler, ClipSampling, find_clips, uniform_integers
+from anaus_bench.corpus.labels import BalancedSampler, SemiSupervisedSampler, labelled_part
 from anaus_bench.corpus.packed import Entry, PackedCorpus
-from anaus_bench.corpus.sampling import BalancedSampler, ClipSampler, ClipSampling, ImageSampler, SemiSupervisedSampler, WeightedSampler, find_clips, labelled_part, uniform_integers
+from anaus_bench.corpus.sampling import ImageSampler, WeightedSampler
 from anaus_bench.errors import CountMismatch, DataError, LabelError
 
 

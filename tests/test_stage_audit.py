@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from anaus_bench.datasets.audit import shared_clips
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.stages.audit import _part_of_corpus
-from anaus_bench.kit.check import synthetic_corpus
 
 
 def test_clips_of_a_packed_corpus_are_found_by_name() -> None:

@@ -13,7 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from anaus_bench.corpus.batch import Crop, Photometry, View, draw_crops, draw_photometry, make_batch, normalise, overlap_box, photometric, resample, resample_labels
+from anaus_bench.corpus.batch import make_batch
+from anaus_bench.corpus.draw import draw_crops, draw_photometry, overlap_box
+from anaus_bench.corpus.pixels import normalise, photometric, resample, resample_labels
+from anaus_bench.corpus.view import Crop, Photometry, View
 
 PLAIN = View(32, jitter=0.0, blur=0.0, solarise=0.0)
 NO_PHOTOMETRY = {"brightness": 1.0, "contrast": 1.0, "contrast_first": False, "sigma": 0.0, "solarise": False}

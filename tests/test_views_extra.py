@@ -9,8 +9,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from anaus_bench.corpus.batch import make_batch
+from anaus_bench.corpus.draw import draw_crops, draw_photometry, overlap_box
+from anaus_bench.corpus.pixels import CUTOUT_GRAY, photometric
 from anaus_bench.corpus.randaugment import OPERATIONS, Operations, apply_operations, draw_operations
-from anaus_bench.corpus.batch import CUTOUT_GRAY, Photometry, View, draw_crops, draw_photometry, make_batch, overlap_box, photometric
+from anaus_bench.corpus.view import Photometry, View
 
 NAMES = [operation.__name__.lstrip("_") for operation in OPERATIONS]
 

@@ -1,1 +1,1 @@
-"""Cells."""
+"""What a user asks for: one cell of the benchmark."""

@@ -1,1 +1,1 @@
-"""Cli."""
+"""The command, one module per group of its words."""

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import typer
+from rich.console import Console
+
+from anaus_bench.cli.options import DEFAULT_STORE, AsJson, DataRoot, PluginFiles, StorePath, parse_roots
+from anaus_bench.cli.printing import plain_grid, print_json
+from anaus_bench.datasets.roots import data_folder
 from anaus_bench.errors import AnausError
-from anaus_bench.planning.plan import data_folder
+from anaus_bench.nn.weights import weights_folder
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.store import Store
-from anaus_bench.nn.weights import weights_folder
 
 
 @dataclass(frozen=True)
@@ -100,3 +105,22 @@ def _store(store: Store) -> list[Finding]:
         if any(path.iterdir())
     ]
     return [state, *damaged, *left]
+
+
+def doctor(
+    store: StorePath = DEFAULT_STORE,
+    data_root: DataRoot = None,
+    plugin: PluginFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the installation: versions, devices, plugins, data sets, weights, and every artifact of the store."""
+    findings = examine(Registry(plugin or ()), Store(store), parse_roots(data_root))
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        grid = plain_grid(None, ("", "what", "found"))
+        for finding in findings:
+            grid.add_row({"ok": "ok", "note": "-", "bad": "BAD"}[finding.state], finding.what, finding.found)
+        Console().print(grid)
+    if any(finding.state == "bad" for finding in findings):
+        raise typer.Exit(1)

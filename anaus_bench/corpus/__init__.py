@@ -1,1 +1,1 @@
-"""Corpus."""
+"""From packed images to the batch of one step; knows no data set."""

@@ -1,1 +1,1 @@
-"""Datasets."""
+"""Folders of data sets, read through the `Dataset` interface."""

@@ -6,14 +6,17 @@ Everything works on perceptual hashes and names, so that an audit of packed imag
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.datasets.near_duplicates import BITS, NEAR, close_blocks, near_duplicate_groups
 from anaus_bench.interfaces import Index
 
@@ -178,3 +181,9 @@ def _codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
 
 def _bits(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
     return int(np.unpackbits(first ^ second).sum())
+
+
+def without_overlap(corpus: PackedCorpus, folder: Path | None) -> NDArray[np.int64]:
+    """(n,) int64 rows of the corpus that the audit in `folder` leaves in; all without an audit."""
+    rows = np.arange(len(corpus))
+    return rows if folder is None else np.delete(rows, json.loads((folder / "audit.json").read_text())["rows"])

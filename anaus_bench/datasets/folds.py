@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from anaus_bench.errors import CountMismatch, LeakageError
+from anaus_bench.interfaces import Case, Dataset, Fold, Index, Sample
 
 
 def make_folds(groups: Sequence[str], labels: Sequence[int | None], folds: int, seed: int) -> list[int]:
@@ -51,3 +58,71 @@ def check_folds(groups: Sequence[str], fold_of: Sequence[int]) -> None:
     for group, fold in zip(groups, fold_of, strict=True):
         if seen.setdefault(group, fold) != fold:
             raise LeakageError(f"group {group!r} stands in folds {seen[group]} and {fold}; a group must stay whole")
+
+
+FIXED_TEST = -1
+
+
+def deal(dataset: Dataset[Any], index: Index, samples: Sequence[Sample], folds: int, seed: int) -> dict[str, Any]:
+    """What `folds.json` holds: the published protocol if it has as many folds, else grouped and stratified folds."""
+    ids = [sample.sample_id for sample in index.samples]
+    group_of = dict(zip(ids, dataset.groups(index), strict=True))
+    groups = [group_of[sample.sample_id] for sample in samples]
+    warnings = []
+    published = dataset.published_folds(index)
+    if published is not None and max(published) + 1 == folds:
+        protocol, fold_by_id = "published", dict(zip(ids, published, strict=True))
+        fold_of = [fold_by_id[sample.sample_id] for sample in samples]
+        homes: dict[str, set[int]] = {}
+        for group, fold in zip(groups, fold_of, strict=True):
+            homes.setdefault(group, set()).add(fold)
+        split = sum(len(found) > 1 for found in homes.values())
+        if split:
+            warnings.append(f"the published folds split {split} of {len(homes)} groups")
+    else:
+        protocol = "grouped"
+        if published is not None:
+            warnings.append(f"the published protocol has {max(published) + 1} folds, not {folds}; folds are dealt anew")
+        fold_of = make_folds(groups, [sample.label for sample in samples], folds, seed)
+    for label, count in sorted(Counter(sample.label for sample in samples if sample.label is not None).items()):
+        if count < folds:
+            warnings.append(f"class {dataset.classes[label]!r} has {count} images, fewer than folds")
+    rows = {
+        sample.sample_id: {"fold": fold, "group": group, "label": sample.label}
+        for sample, fold, group in zip(samples, fold_of, groups, strict=True)
+    }
+    return {
+        "dataset": dataset.name,
+        "fingerprint": index.fingerprint,
+        "folds": folds,
+        "protocol": protocol,
+        "warnings": warnings,
+        "samples": rows,
+    }
+
+
+def read_folds(dataset: Dataset[Any], index: Index, folder: Path) -> list[Fold]:
+    """All folds, with cases in the order of `folds.json`; a fixed test set is that of every fold.
+
+    Raises:
+        LeakageError: The file splits a group and the folds are not published ones.
+    """
+    content = json.loads((folder / "folds.json").read_text())
+    rows = content["samples"]
+    if content["protocol"] != "published":
+        check_folds([row["group"] for row in rows.values()], [row["fold"] for row in rows.values()])
+    by_id = {sample.sample_id: sample for sample in index.samples}
+    cases = []
+    for sample_id, row in rows.items():
+        sample = dataclasses.replace(by_id[sample_id], group_id=row["group"])
+        cases.append((row["fold"], Case(sample, partial(dataset.read, index, sample))))
+    fixed = tuple(case for fold, case in cases if fold == FIXED_TEST)
+    return [
+        Fold(
+            number,
+            tuple(case for fold, case in cases if fold not in (number, FIXED_TEST)),
+            fixed or tuple(case for fold, case in cases if fold == number),
+            dataset.classes,
+        )
+        for number in range(content["folds"])
+    ]

@@ -1,1 +1,1 @@
-"""Execution."""
+"""Where stages run, and what their records say of it."""

@@ -98,3 +98,8 @@ class _Line:
             eta = f", ETA {left:.0f} s" if step < self.total else f", {seconds:.1f} s"
             self.console.print(f"  {self.label}: {step}/{self.total}{eta}  {text}", highlight=False, markup=False)
             self.printed = now
+
+
+def console_progress(console: Console, quiet: bool) -> ConsoleProgress | SilentProgress:
+    """What talks to the user on `console`, or says nothing."""
+    return SilentProgress() if quiet else ConsoleProgress(console)

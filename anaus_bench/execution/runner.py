@@ -5,23 +5,19 @@ from __future__ import annotations
 import datetime
 import errno
 import importlib
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anaus_bench import __version__
 from anaus_bench.distributed import team as distributed
-from anaus_bench.errors import SettingsError, StoreError
-from anaus_bench.interfaces import Progress, StageContext, StageInputs
-from anaus_bench.planning.plan import Stage
+from anaus_bench.errors import StoreError
+from anaus_bench.execution.device import find_device
 from anaus_bench.execution.progress import SilentProgress
+from anaus_bench.execution.provenance import machine, peak_memory, source_state, versions
+from anaus_bench.interfaces import Progress, Stage, StageContext, StageInputs
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
 
@@ -90,7 +86,7 @@ class Runner:
             {name: Path(root) for name, root in stage.roots.items()},
             phantom=any(record is not None and record["phantom"] for record in below),
         )
-        device = _device(self.device)
+        device = find_device(self.device)
         seed = int(stage.spec.get("seed", 0))
         ctx = StageContext(place.out, place.resume, device, seed, self.progress, self.checkpoint_seconds)
         module = importlib.import_module(f"anaus_bench.stages.{stage.kind}")
@@ -125,9 +121,9 @@ class Runner:
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "seconds": round(time.perf_counter() - clock, 3),
-            "peak_memory": _peak_memory(device),
-            "versions": _versions(),
-            "source": _source_state(),
+            "peak_memory": peak_memory(device),
+            "versions": versions(),
+            "source": source_state(),
             "machine": machine(device),
         }
         return self.store.publish(stage.kind, stage.key, place, record)
@@ -143,95 +139,7 @@ def follow() -> None:
         )
         module = importlib.import_module(f"anaus_bench.stages.{job['kind']}")
         with tempfile.TemporaryDirectory() as out:
-            ctx = StageContext(Path(out), Path(job["resume"]), _device(job["device"]), job["seed"], SilentProgress())
+            ctx = StageContext(
+                Path(out), Path(job["resume"]), find_device(job["device"]), job["seed"], SilentProgress()
+            )
             module.run(job["spec"], inputs, ctx, Registry([Path(file) for file in job["plugins"]]))
-
-
-def _device(name: str) -> Any:
-    """The torch device of this name; `auto` and `cuda` are the CUDA device of this process, `auto` else the CPU.
-
-    Raises:
-        SettingsError: Unknown, not there, or the same one for several processes.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if distributed.processes() > 1 and name.startswith("cuda:"):
-        raise SettingsError(f"device {name!r} cannot serve {distributed.processes()} processes; pass auto or cuda")
-    try:
-        device = torch.device("cuda", distributed.local_rank()) if name == "cuda" else torch.device(name)
-        torch.empty(1, device=device)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"device {name!r} cannot be used ({reason}); pass auto, cpu, cuda or cuda:N") from error
-    return device
-
-
-def machine(device: Any) -> dict[str, Any]:
-    """What the numbers of a record were made on."""
-    import torch
-
-    found: dict[str, Any] = {
-        "host": platform.node(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-    }
-    if device.type == "cuda":
-        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _peak_memory(device: Any) -> dict[str, int]:
-    """Bytes: largest resident size of this process so far, and of the device during the stage."""
-    import resource
-
-    import torch
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if device.type == "cuda":
-        peak["device"] = int(torch.cuda.max_memory_allocated(device))
-    return peak
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import torch
-    import torchvision
-
-    return {
-        "anaus-bench": __version__,
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-    }
-
-
-def _source_state() -> dict[str, Any]:
-    """Commit of the source tree that ran, and whether it was changed; empty for an installed wheel."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists() or shutil.which("git") is None:
-        return {}
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -1,1 +1,1 @@
-"""Export."""
+"""Encoders for other libraries."""

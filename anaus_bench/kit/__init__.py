@@ -1,1 +1,1 @@
-"""Kit."""
+"""What an author of a plugin needs: checks and synthetic data."""

@@ -1,1 +1,1 @@
-"""Metrics."""
+"""Pure functions on arrays."""

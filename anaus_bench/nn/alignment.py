@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from anaus_bench.corpus.batch import Crop
+from anaus_bench.corpus.view import Crop
 
 
 def box_in_view(box: Tensor, crop: Crop) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anaus_bench.distributed.team import divisor
+from anaus_bench.distributed.group import divisor
 
 REMOVED = -1e9  # a logit that adds nothing; finite, so that a row of nothing else has finite gradients
 

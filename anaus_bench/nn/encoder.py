@@ -20,8 +20,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.errors import SettingsError, WeightsError
+from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.nn.vit import SimplePyramid, ViT
 from anaus_bench.nn.weights import IMAGENET, load_weights
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anaus_bench.distributed.team import rand_rows
+from anaus_bench.distributed.group import rand_rows
 
 NUM_IDS = 256
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.distributed.team import divisor, least
+from anaus_bench.distributed.group import divisor, least
 from anaus_bench.nn.contrast import gather_images
 from anaus_bench.nn.pooling import mask_pool
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.distributed.team import own_rows, rank, world_size
+from anaus_bench.distributed.group import own_rows, rank, world_size
 from anaus_bench.errors import SettingsError
 from anaus_bench.nn.contrast import gather_images
 

@@ -1,1 +1,1 @@
-"""Planning."""
+"""From a cell to its stages and their keys."""

@@ -1,1 +1,1 @@
-"""Results."""
+"""Everything that is made of records."""

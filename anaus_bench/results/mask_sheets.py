@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from anaus_bench.corpus.packed import open_corpus
+from anaus_bench.interfaces import Stage
 from anaus_bench.pictures import Column, draw_bars, draw_panel
-from anaus_bench.planning.plan import Stage
-from anaus_bench.store import Store
 from anaus_bench.results.tables import PHANTOM_MARK, Table
+from anaus_bench.store import Store
 
 # Key of a score -> heading; the arrow points towards the better side.
 SCORES = {

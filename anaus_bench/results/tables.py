@@ -10,6 +10,7 @@ from typing import Any
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Metric
 from anaus_bench.registry import Registry
+from anaus_bench.results.lineage import mask_scores
 from anaus_bench.store import Record, Store
 
 LABELS = ("method", "masks", "corpus", "backbone", "preset", "seed", "settings")
@@ -54,14 +55,6 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
         except PluginError as error:  # such as a task of a file that is not given this time
             tables.append(Table(task, ("not shown",), ((str(error),),)))
     return tables
-
-
-def mask_scores(store: Store, record: Record) -> dict[str, float]:
-    """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
-    below: Record | None = record
-    for kind, role in (("finetune", "fold0"), ("pretrain", "pretrain"), ("masks", "masks")):
-        below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
-    return {} if below is None else dict(below["result"]["scores"])
 
 
 def markdown(table: Table) -> str:

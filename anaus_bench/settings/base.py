@@ -127,3 +127,10 @@ def _explain(cls: type[Settings], section: str, item: Any) -> str:
     known = sorted(getattr(model, "model_fields", {}))
     hint = did_you_mean(str(item["loc"][-1]), known) or f" (known here: {', '.join(known)})"
     return f"unknown setting {path!r}{hint}"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings under their dotted names."""
+    if not isinstance(value, Mapping):
+        return {prefix.removesuffix("."): value}
+    return {name: leaf for key, below in value.items() for name, leaf in flatten(below, f"{prefix}{key}.").items()}

@@ -36,7 +36,7 @@ CAMUS_VIEWS = "(?i)([2-5]CH)"
 
 
 class LabelSettings(Settings):
-    """Which labels of a corpus are learned; `anaus_bench.data.tags.labels_of` reads them."""
+    """Which labels of a corpus are learned; `anaus_bench.corpus.tags.labels_of` reads them."""
 
     label_set: Literal["classes", "classes+views"] = pydantic.Field(
         "classes+views",

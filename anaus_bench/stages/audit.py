@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from anaus_bench.datasets.audit import Part, near_between, part_of, shared_clips
 from anaus_bench.corpus.packed import PackedCorpus, open_corpus
+from anaus_bench.datasets.audit import Part, near_between, part_of, shared_clips
 from anaus_bench.datasets.near_duplicates import BITS, NEAR, close_blocks, image_hashes, perceptual_hash
 from anaus_bench.errors import LeakageError
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.registry import Registry
-from anaus_bench.stages.folds import open_task
+from anaus_bench.stages.inputs import open_task
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
@@ -52,12 +50,6 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         "shared_clips": len(clips),
         "overlap": spec["overlap"],
     }
-
-
-def without_overlap(corpus: PackedCorpus, folder: Path | None) -> NDArray[np.int64]:
-    """(n,) int64 rows of the corpus that the audit in `folder` leaves in; all without an audit."""
-    rows = np.arange(len(corpus))
-    return rows if folder is None else np.delete(rows, json.loads((folder / "audit.json").read_text())["rows"])
 
 
 def _part_of_corpus(corpus: PackedCorpus) -> Part:

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from anaus_bench.corpus.packed import Entry, letterbox, write_index
-from anaus_bench.errors import CountMismatch
-from anaus_bench.interfaces import Dataset, Index, Sample, StageContext, StageInputs, batches
-from anaus_bench.parallel import in_processes
+from anaus_bench.interfaces import Dataset, Index, Sample, StageContext, StageInputs
+from anaus_bench.parallel import batches, in_processes
 from anaus_bench.registry import Registry
-from anaus_bench.stages.phantoms import folder_of
+from anaus_bench.stages.inputs import check_unchanged, folder_of
 
 PART = 256  # images per part; parts run over clips in order, so that videos are decoded once
 POOL_FROM = 2000  # images from which starting worker processes pays
@@ -66,16 +65,6 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     phantom = any(index.phantom for _, index in opened)
     write_index(ctx.out, entries, structures, annotated, classes, phantom)
     return {"images": len(entries), "phantom": phantom}
-
-
-def check_unchanged(name: str, spec: Mapping[str, Any], index: Index) -> None:
-    """Refuses data that changed since the stage was planned.
-
-    Raises:
-        CountMismatch: Names or sizes of its files differ.
-    """
-    if spec.get("fingerprint", index.fingerprint) != index.fingerprint:
-        raise CountMismatch(f"{name}: the files under {str(index.root)!r} changed since the plan was made; run again")
 
 
 def reserve(path: Path) -> None:

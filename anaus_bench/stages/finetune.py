@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.nn.encoder import load_encoder
 from anaus_bench.registry import Registry
 from anaus_bench.seeds import step_seed
-from anaus_bench.stages.folds import open_task, read_folds
+from anaus_bench.stages.inputs import open_task
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:

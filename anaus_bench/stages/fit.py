@@ -9,10 +9,10 @@ from typing import Any
 import safetensors.torch
 
 from anaus_bench.corpus.packed import open_corpus
+from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.registry import Registry
-from anaus_bench.stages.audit import without_overlap
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:

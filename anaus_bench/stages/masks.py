@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import PackedCorpus, open_corpus
 from anaus_bench.errors import PluginError
-from anaus_bench.interfaces import MaskSource, StageContext, StageInputs, batches
+from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
-from anaus_bench.parallel import in_processes
+from anaus_bench.parallel import batches, in_processes
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows
 from anaus_bench.stages.corpus import reserve
+from anaus_bench.stages.inputs import ready_source
 
 BATCH = 16
 POOL_FROM = 200  # images from which starting worker processes pays
@@ -59,14 +59,6 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         ctx.progress.note(f"{source.name}: {single} of {len(corpus)} images are one region; regions.csv marks them")
     held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
     return {"scores": scores, **source.describe()}
-
-
-def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
-    """The mask source with the state of its `fit` stage loaded, if it is learned."""
-    if fit is not None:
-        structures = json.loads((fit / "structures.json").read_text())
-        source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
-    return source
 
 
 def _stability(source: MaskSource[Any], corpus: PackedCorpus, device: torch.device) -> Row:

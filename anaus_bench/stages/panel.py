@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import letterbox
-from anaus_bench.pictures import Column, draw_panel
+from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import Case, MaskSource, StageContext, StageInputs
+from anaus_bench.pictures import Column, draw_panel
 from anaus_bench.registry import Registry
-from anaus_bench.stages.folds import open_task, read_folds
-from anaus_bench.stages.masks import ready_source
+from anaus_bench.stages.inputs import open_task, ready_source
 
 CASES = 6
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from anaus_bench.interfaces import Dataset, StageContext, StageInputs
 from anaus_bench.registry import Registry
-
-FOLDER = "data"
+from anaus_bench.stages.inputs import FOLDER
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
@@ -19,10 +17,3 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     root.mkdir()
     dataset.write_phantoms(root, spec["count"], spec["size"], spec["seed"])
     return {"images": len(dataset.scan(root).samples), "phantom": True}
-
-
-def folder_of(inputs: StageInputs, name: str, role: str = "data") -> Path:
-    """Where a data set is: generated, under the input `role`, or the user's folder."""
-    if role in inputs.folders:
-        return inputs.folders[role] / FOLDER
-    return inputs.roots[name]

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from anaus_bench.cells.cell import PretrainSettings
 from anaus_bench.corpus.packed import open_corpus
-from anaus_bench.corpus.batch import View
+from anaus_bench.corpus.view import View
+from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.nn.encoder import Encoder, EncoderCard, save_encoder
-from anaus_bench.training.pretraining import pretrain
 from anaus_bench.registry import Registry
 from anaus_bench.seeds import step_seed
-from anaus_bench.stages.audit import without_overlap
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.pretraining import pretrain
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows
-from anaus_bench.stages.folds import open_task, read_folds
+from anaus_bench.stages.inputs import open_task
 
 
 def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:

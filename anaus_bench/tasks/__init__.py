@@ -1,1 +1,1 @@
-"""Tasks."""
+"""What every protocol of a task shares: prediction formats and scoring."""

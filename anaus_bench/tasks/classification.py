@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.metrics import segmentation as metrics
 from anaus_bench.errors import LabelError, StoreError
-from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task, batches
+from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task
 from anaus_bench.lazy import F, Image, nn, torch
-from anaus_bench.training.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
-from anaus_bench.settings.task import TaskSettings
+from anaus_bench.metrics import classification as metrics
+from anaus_bench.parallel import batches
 from anaus_bench.rows import write_rows
+from anaus_bench.settings.task import TaskSettings
+from anaus_bench.training.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 ACCURACY = Metric("accuracy", "Acc.")
@@ -265,7 +266,8 @@ def _train(
     ctx: StageContext,
 ) -> list[dict[str, float]]:
     """Trains `network` in place, leaves it at the selected epoch, and returns the log."""
-    from anaus_bench.corpus.batch import draw_crops, normalise, resample
+    from anaus_bench.corpus.draw import draw_crops
+    from anaus_bench.corpus.pixels import normalise, resample
     from anaus_bench.training.loop import train
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -314,7 +316,7 @@ def cosine(base_lr: float, epoch: int, epochs: int) -> float:
 
 def _recipe(network: nn.ModuleDict, settings: ClassificationSettings) -> View:
     """Random resized crop and flip (USCL), normalised as in pre-training."""
-    from anaus_bench.corpus.batch import View
+    from anaus_bench.corpus.view import View
 
     card = encoder_card(_encoder(network))
     return View(
@@ -335,7 +337,7 @@ def _probabilities(
     network: nn.ModuleDict, data: LabelledImages, settings: ClassificationSettings
 ) -> NDArray[np.float32]:
     """Softmax outputs (N, C) float32 of un-augmented images, with BatchNorm in eval mode."""
-    from anaus_bench.corpus.batch import normalise
+    from anaus_bench.corpus.pixels import normalise
 
     network["encoder"].eval()
     recipe = _recipe(network, settings)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.metrics import segmentation as metrics
 from anaus_bench.errors import MissingMask, StoreError
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task
 from anaus_bench.lazy import torch
-from anaus_bench.training.batching import batch_indices, step_generator, steps_per_epoch
-from anaus_bench.tasks.instances import Instances, encode_rle, read_predictions, write_predictions
-from anaus_bench.settings.task import TaskSettings
+from anaus_bench.metrics import segmentation as metrics
 from anaus_bench.rows import write_rows
+from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.instances import Instances, encode_rle, read_predictions, write_predictions
+from anaus_bench.training.batching import batch_indices, step_generator, steps_per_epoch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

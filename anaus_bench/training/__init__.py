@@ -1,1 +1,1 @@
-"""Training."""
+"""The loop, pre-training, optimiser, schedules, and batches of fine-tuning."""

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from anaus_bench.distributed import team as distributed
+from anaus_bench.distributed.group import greatest, least, mean_over_processes, rank
+from anaus_bench.distributed.team import is_first
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
 from anaus_bench.seeds import step_seed
@@ -86,7 +87,7 @@ def train(
     run = _Run()
     if checkpoint.exists():
         run = _load(checkpoint, stateful, ctx.device)
-    if distributed.least(run.done) != distributed.greatest(run.done):
+    if least(run.done) != greatest(run.done):
         raise TrainingError(
             f"{label}: this process finds step {run.done} in {str(ctx.resume)!r}, another one another step; the store "
             "must be a folder that all processes see alike"
@@ -104,10 +105,10 @@ def train(
                 clock.waited = 0.0
             # A finished loop is saved as well: the stage may have another one after it.
             due = run.done == steps or time.monotonic() - saved_at >= ctx.checkpoint_seconds
-            wish = distributed.greatest(STOP if interrupted.is_set() else SAVE if due else GO_ON)
+            wish = greatest(STOP if interrupted.is_set() else SAVE if due else GO_ON)
             if wish >= SAVE:
                 run.share()
-                if distributed.is_first():
+                if is_first():
                     _save(checkpoint, run, stateful)
                 saved_at = time.monotonic()
             if wish == STOP:
@@ -119,7 +120,7 @@ def train(
 def _seed(seed: int, step: int) -> int:
     """What torch's generators are seeded with before a step; each process of a group draws its own numbers."""
     own = step_seed(seed, step)
-    return step_seed(own, distributed.rank()) if distributed.rank() > 0 else own
+    return step_seed(own, rank()) if rank() > 0 else own
 
 
 class _Run:
@@ -142,7 +143,7 @@ class _Run:
 
     def share(self) -> None:
         """Replaces the sums by their means over the processes."""
-        self.sums = {name: distributed.mean_over_processes(value) for name, value in self.sums.items()}
+        self.sums = {name: mean_over_processes(value) for name, value in self.sums.items()}
 
     def flush(self, label: str) -> dict[str, float]:
         self.share()

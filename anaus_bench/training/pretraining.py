@@ -11,18 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.corpus.batch import Batch, make_batch
-from anaus_bench.distributed.team import joined, own_rows, processes, world_size
+from anaus_bench.corpus.packed import PackedCorpus
+from anaus_bench.distributed.group import own_rows, world_size
+from anaus_bench.distributed.team import joined, processes
 from anaus_bench.errors import LabelError, SettingsError
-from anaus_bench.interfaces import Objective, StageContext, batches
-from anaus_bench.training.loop import Clock, train
+from anaus_bench.interfaces import Objective, StageContext
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.training.lars import LARS, parameter_groups
-from anaus_bench.training.schedules import warmup_cosine
 from anaus_bench.nn.synced_norm import synchronise
+from anaus_bench.parallel import batches
 from anaus_bench.rows import write_rows
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.lars import LARS, parameter_groups
+from anaus_bench.training.loop import Clock, train
+from anaus_bench.training.schedules import warmup_cosine
 
 RESIDENT_SHARE = 0.4  # of the free device memory: up to here the corpus is kept on the device
 

@@ -2,7 +2,7 @@
 
 Both start from the same decoded images in memory, ResNet-18, views of the same size, heads and queue of the same size.
 lightly's side: its transforms on PIL images in a DataLoader, contiguous tensors, its heads, losses and moving averages,
-SGD. Ours: the step of `anaus_bench.pretraining`, from the packed images to the moving averages, with LARS.
+SGD. Ours: the step of `anaus_bench.training.pretraining`, from the packed images to the moving averages, with LARS.
 
 On the CPU the DataLoader works in the process and both have one thread, so that seconds are CPU seconds and it does not
 matter how well workers and training share the cores; on a GPU it has one worker per core, which also work during our

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from anaus_bench.interfaces import StageInputs
+from anaus_bench.kit.synthetic import silent_context
 from anaus_bench.parallel import cores
 from anaus_bench.registry import Registry
 from anaus_bench.simulator.phantoms import clips
 from anaus_bench.stages import corpus
-from anaus_bench.kit.check import silent_context
 
 
 def measure(count: int = 6000) -> dict[str, float]:

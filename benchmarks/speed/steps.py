@@ -1,7 +1,7 @@
 """Training steps against the encoder passes they cannot avoid, as ratios in one run.
 
-A step is that of `anaus_bench.pretraining` with its default optimiser: views, loss, backward, optimiser, moving
-averages. Its passes are those that its loss asks of the encoders, run bare: with gradients forward and backward,
+A step is that of `anaus_bench.training.pretraining` with its default optimiser: views, loss, backward, optimiser,
+moving averages. Its passes are those that its loss asks of the encoders, run bare: with gradients forward and backward,
 without them forward, all of them before one backward pass, at the same sizes, precision and memory format.
 
 `ratio` sets the step against the passes of the encoders, `of networks` against those of encoders and heads (projectors,

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.corpus.batch import Batch
+from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import SettingsError
 from anaus_bench.interfaces import Objective
+from anaus_bench.kit.synthetic import silent_context, synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
+from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.training.pretraining import pretrain
-from anaus_bench.kit.check import silent_context, synthetic_corpus
 from benchmarks.speed.timing import clock
 
 IMAGES, DISTINCT, CLIP = 4224, 64, 16  # more images than a queue has keys; frames of a clip

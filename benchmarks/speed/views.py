@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
-from anaus_bench.corpus.batch import View, make_batch
+from anaus_bench.corpus.batch import make_batch
+from anaus_bench.corpus.view import View
 from benchmarks.speed.timing import interleaved
 
 RECIPES = (View(crop_area=(0.2, 1.0)), View(crop_area=(0.2, 1.0), blur=0.1, solarise=0.2))

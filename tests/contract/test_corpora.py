@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import AnausError
 from anaus_bench.interfaces import Objective, StageContext
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.training.pretraining import pretrain
 from anaus_bench.registry import Registry
-from anaus_bench.kit.check import synthetic_corpus
+from anaus_bench.settings.base import resolve
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.pretraining import pretrain
 
 SIDE = 64
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.settings.base import PRESETS, resolve
 from anaus_bench.interfaces import Task
+from anaus_bench.kit.check import check_dataset, check_description, check_mask_source, check_objective
+from anaus_bench.kit.synthetic import silent_context
 from anaus_bench.registry import Registry
-from anaus_bench.kit.check import check_dataset, check_description, check_mask_source, check_objective, silent_context
+from anaus_bench.settings.base import PRESETS, resolve
+from anaus_bench.settings.core import PretrainSettings
 
 REGISTRY = Registry()
 

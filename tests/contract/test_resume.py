@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.packed import write_index
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.registry import Registry
+from anaus_bench.settings.base import resolve
+from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.stages.pretrain import run
-from anaus_bench.kit.check import synthetic_corpus
 
 STEPS, KILLED_AT = 3, 1  # steps in all, and the step that is killed
 VARIANTS: tuple[tuple[str, bool, Mapping[str, Any]], ...] = (

@@ -56,7 +56,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts `anaus-bench WORDS` as a process of its own, in an empty folder."""
 
     def begin(*words: object) -> subprocess.Popen[str]:
-        call = "import sys; from anaus_bench.cli import main; main(sys.argv[1:])"
+        call = "import sys; from anaus_bench.cli.app import main; main(sys.argv[1:])"
         line = [sys.executable, "-c", call, *map(str, words)]
         return subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from anaus_bench.registry import Registry
 from anaus_bench.kit.check import check_objective
+from anaus_bench.registry import Registry
 from tests.e2e.conftest import Command
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "plugins.md"

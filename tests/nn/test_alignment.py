@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.corpus.batch import Crop, View, draw_crops, overlap_box
+from anaus_bench.corpus.draw import draw_crops, overlap_box
+from anaus_bench.corpus.view import Crop, View
 from anaus_bench.nn.alignment import align, box_in_view
 
 

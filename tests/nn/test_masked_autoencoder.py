@@ -10,8 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anaus_bench.errors import WeightsError
-from anaus_plugins.objectives.usfmae.autoencoder import PIXELS, Decoder, draw_mask, load_autoencoder, patchify, standardise, take, unpatchify
 from anaus_bench.nn.vit import ViT, sine_positions
+from anaus_plugins.objectives.usfmae.autoencoder import (
+    PIXELS,
+    Decoder,
+    draw_mask,
+    load_autoencoder,
+    patchify,
+    standardise,
+    take,
+    unpatchify,
+)
 
 WIDTH, HEADS = 32, 4
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
-from anaus_bench.corpus.batch import Batch, make_batch, overlap_box
+from anaus_bench.corpus.batch import Batch, make_batch
+from anaus_bench.corpus.draw import overlap_box
 from anaus_bench.errors import SettingsError
 from anaus_bench.nn.encoder import Encoder
+from anaus_bench.settings.base import resolve
 from anaus_bench.training.lars import LARS, parameter_groups
-from anaus_plugins.objectives.anaus import AnaUS, AnaUSSettings, ContextSettings, distance, is_usable
+from anaus_plugins.objectives.anaus import AnaUS
+from anaus_plugins.objectives.anaus.context import distance, is_usable
+from anaus_plugins.objectives.anaus.settings import AnaUSSettings, ContextSettings
 
 SIZE = 64
 

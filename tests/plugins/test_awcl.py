@@ -8,12 +8,13 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import DataError, SettingsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.contrast_images import sup_con
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.awcl import AWCL, AWCLSettings, Granularity, anatomies
 
 PATTERN = AWCLSettings().view_pattern

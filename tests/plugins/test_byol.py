@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.batch import Batch, make_batch
 from anaus_bench.nn.encoder import Encoder
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.byol import BYOL, BYOLSettings, regression
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.folds import check_folds, make_folds
 from anaus_bench.datasets.images import write_video
 from anaus_bench.datasets.layout import natural_key
@@ -35,6 +34,7 @@ from anaus_bench.errors import (
     WrongVersion,
 )
 from anaus_bench.interfaces import Dataset, Index
+from anaus_bench.settings.base import Settings
 from anaus_plugins.datasets.butterfly import Butterfly
 from anaus_plugins.datasets.camus import CAMUS
 from anaus_plugins.datasets.ddti import DDTI

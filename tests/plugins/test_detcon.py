@@ -8,12 +8,13 @@ import torch
 from lightly.loss import DetConBLoss, DetConSLoss
 from torch import Tensor, nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.errors import SettingsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.nn.pooling import majority
-from anaus_bench.kit.check import check_objective, synthetic_batch
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.detcon import DetCon, DetConSettings
 
 TAU = 0.1

@@ -9,10 +9,11 @@ from lightly.loss import DINOLoss
 from torch import nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.distillation import CentredTargets, DINOHead, cross_view_entropy
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.dino import DINO, DINOSettings
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import LabelError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.fixmatch import FixMatch, FixMatchSettings, consistency
 
 

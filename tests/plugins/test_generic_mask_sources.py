@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.label_maps import label_by_area, paint_proposals, picture_box
 from anaus_bench.interfaces import MaskSource
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.felzenszwalb import Felzenszwalb
 from anaus_plugins.mask_sources.grid import Grid
 from anaus_plugins.mask_sources.mcg import MCG

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from anaus_bench.corpus.regions import contiguous, split_components
+from anaus_bench.corpus.label_maps import contiguous, split_components
 from anaus_bench.errors import DataError
 from anaus_plugins.mask_sources.groundtruth import GroundTruth, GroundTruthSettings
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.interfaces import Objective
 from anaus_bench.nn.encoder import Encoder
+from anaus_bench.settings.base import Settings
 from anaus_plugins.objectives.imagenet import ImageNet
 from anaus_plugins.objectives.random import Random
 

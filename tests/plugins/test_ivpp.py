@@ -7,11 +7,12 @@ import torch
 from lightly.loss import NTXentLoss, VICRegLoss
 from torch import Tensor, nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.contrast_images import barlow_twins, sup_con, vicreg_terms
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.ivpp import IVPP, IVPPSettings, near_pair, pair_weights
 
 

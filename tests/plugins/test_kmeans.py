@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import WeightsError
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.kmeans import KMeans, KMeansSettings, _texture
 
 

@@ -14,10 +14,10 @@ from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import DataError, SettingsError, WeightsError
 from anaus_bench.interfaces import StageContext
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.lpsam import LPSAM
 from anaus_plugins.mask_sources.lpsam.encoder import PATCH, PaperEncoder, SamusBlock
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork

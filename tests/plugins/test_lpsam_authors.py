@@ -14,10 +14,11 @@ from torch import Tensor
 
 from anaus_bench.cells.cell import Cell
 from anaus_bench.cli.app import main
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError, WeightsError
-from anaus_bench.planning.plan import Stage, masks_stage
+from anaus_bench.interfaces import Stage
+from anaus_bench.planning.planner import masks_stage
 from anaus_bench.registry import Registry
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.lpsam import LPSAM
 from anaus_plugins.mask_sources.lpsam.authors import from_authors
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
-from anaus_bench.corpus.batch import Batch, Crop, make_batch, resample_labels
+from anaus_bench.corpus.batch import Batch, make_batch
+from anaus_bench.corpus.pixels import resample_labels
+from anaus_bench.corpus.view import Crop
 from anaus_bench.errors import SettingsError
-from anaus_plugins.objectives.r2o.clustering import superpixels
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.r2o import R2O, R2OSettings, scheduled_clusters
+from anaus_plugins.objectives.r2o.clustering import superpixels
 
 VARIANTS = {"own groups": (False, {}), "replaced": (True, {}), "prior": (True, {"stored_masks": "prior"})}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.nn.weights import SAM_VIT_B
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.sam import SAM, SAMSettings, _load, _tiny_sam
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError
-from anaus_bench.kit.check import silent_context, synthetic_corpus
+from anaus_bench.kit.synthetic import silent_context, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.sg import SG, SGSettings
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import SettingsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.simclr import SimCLR, SimCLRSettings
 
 

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
-from anaus_bench.corpus.batch import Batch, Crop, make_batch, overlap_box
+from anaus_bench.corpus.batch import Batch, make_batch
+from anaus_bench.corpus.draw import overlap_box
+from anaus_bench.corpus.view import Crop
 from anaus_bench.errors import SettingsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.alignment import align
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.slotcon import SlotCon, SlotConSettings
 
 VARIANTS = {

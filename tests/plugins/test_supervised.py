@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.corpus.sampling import BalancedSampler, ImageSampler
 from anaus_bench.corpus.batch import Batch, make_batch
+from anaus_bench.corpus.labels import BalancedSampler
+from anaus_bench.corpus.sampling import ImageSampler
 from anaus_bench.errors import LabelError
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import synthetic_corpus
 from anaus_plugins.objectives.supervised import Supervised, SupervisedSettings
 
 

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from anaus_bench.settings.base import PRESETS, resolve
 from anaus_bench.interfaces import Sample
+from anaus_bench.settings.base import PRESETS, resolve
 from anaus_plugins.tasks.busi_cls import BUSIClassification
 from anaus_plugins.tasks.busi_seg import BUSISegmentation, BUSISegmentationSettings
 from anaus_plugins.tasks.udiat import UDIAT

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.errors import DataError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.contrast_images import nt_xent
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.uscl import USCL, USCLSettings, labelled_entropy, shares, three_frames
 
 

@@ -10,19 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.cells.cell import Cell, PretrainSettings
-from anaus_bench.settings.base import resolve
+from anaus_bench.cells.cell import Cell
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.errors import SettingsError, WeightsError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.training.lars import parameter_groups
-from anaus_plugins.objectives.usfmae.autoencoder import draw_mask, patchify
 from anaus_bench.nn.vit import sine_positions
-from anaus_bench.planning.plan import make_plan
-from anaus_bench.registry import Registry
-from anaus_bench.kit.check import check_objective, synthetic_batch
 from anaus_bench.nn.weights import MAE_VIT_B
+from anaus_bench.planning.planner import make_plan
+from anaus_bench.registry import Registry
+from anaus_bench.settings.base import resolve
+from anaus_bench.settings.core import PretrainSettings
+from anaus_bench.training.lars import parameter_groups
 from anaus_plugins.objectives.usfmae import USFMAE, USFMAESettings
+from anaus_plugins.objectives.usfmae.autoencoder import draw_mask, patchify
 from tests.nn.test_masked_autoencoder import checkpoint
 
 STILL = resolve(USFMAESettings, "objective", "tiny", {"rotation": 0.0, "vertical_flip": 0.0})

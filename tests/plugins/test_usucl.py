@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import DataError
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch, synthetic_corpus
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.usucl import (
     USUCL,
     USUCLSettings,

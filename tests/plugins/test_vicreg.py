@@ -5,9 +5,10 @@ import torch
 from lightly.loss import VICRegLoss
 from torch import nn
 
-from anaus_bench.settings.base import resolve
+from anaus_bench.kit.check import check_objective
+from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
-from anaus_bench.kit.check import check_objective, synthetic_batch
+from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.vicreg import VICReg, VICRegSettings
 
 

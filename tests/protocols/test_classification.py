@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold, Picture, Sample, StageContext
 from anaus_bench.nn.encoder import Encoder, EncoderCard
-from anaus_bench.tasks.classification import ACCURACY, BestEpoch, ClassificationSettings, ClassificationTask, build_classifier, cosine, split_validation
+from anaus_bench.settings.base import resolve
+from anaus_bench.tasks.classification import (
+    ACCURACY,
+    BestEpoch,
+    ClassificationSettings,
+    ClassificationTask,
+    build_classifier,
+    cosine,
+    split_validation,
+)
 
 CLASSES = ("dark", "bright")
 TINY = resolve(ClassificationSettings, "task", "tiny")

@@ -13,14 +13,22 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from anaus_bench.settings.base import resolve
 from anaus_bench.errors import MissingMask, SettingsError, StoreError
 from anaus_bench.interfaces import Case, Fold, Picture, Sample, StageContext
 from anaus_bench.nn.encoder import Encoder, EncoderCard
+from anaus_bench.settings.base import resolve
 from anaus_bench.tasks import instances as stored
+from anaus_bench.tasks.segmentation import (
+    DICE,
+    Example,
+    SegmentationSettings,
+    SegmentationTask,
+    components,
+    learning_rate,
+    with_boxes,
+)
 from anaus_bench.training.batching import batch_indices
 from anaus_plugins.protocols.maskrcnn.model import anchor_sizes, build_maskrcnn, run_trunks_in_bf16
-from anaus_bench.tasks.segmentation import DICE, Example, SegmentationSettings, SegmentationTask, components, learning_rate, with_boxes
 
 TINY = resolve(SegmentationSettings, "task", "tiny")
 

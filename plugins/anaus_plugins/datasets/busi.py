@@ -9,12 +9,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import read_gray, read_picture
-from anaus_bench.datasets.layout import File, check_root, count_warnings, find_base, fingerprint, first_names, is_phantom, list_files, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    check_root,
+    count_warnings,
+    find_base,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    start_phantoms,
+)
 from anaus_bench.errors import EmptyMask, LabelError, LayoutError, MissingMask, OrphanMask, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 WRAPPER = "Dataset_BUSI_with_GT"
 NAME = re.compile(r"(?P<label>[a-z]+) \((?P<number>\d+)\)(?P<mask>_mask(_\d+)?)?\.png", re.IGNORECASE)

@@ -9,12 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, count_frames, is_video, read_gray
-from anaus_bench.datasets.layout import IMAGE_SUFFIXES, File, check_root, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    IMAGE_SUFFIXES,
+    File,
+    check_root,
+    check_unique,
+    count_warnings,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    locate,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.errors import CountMismatch, LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 LABELS = {"reg": 0, "cov": 1}
 LEAST_FRAMES = 2  # methods that learn from clips take pairs of frames

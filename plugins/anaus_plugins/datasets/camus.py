@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.datasets.layout import File, check_root, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    check_root,
+    count_warnings,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    locate,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.datasets.volumes import NIFTI_SUFFIXES, read_volume, volume_header
 from anaus_bench.errors import (
     BadMaskValues,
@@ -33,6 +43,7 @@ from anaus_bench.errors import (
 )
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from anaus_bench.simulator.phantoms import Clip

@@ -13,13 +13,25 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import read_gray, read_marked
-from anaus_bench.datasets.layout import File, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, list_pairs, locate, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    check_unique,
+    count_warnings,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    list_pairs,
+    locate,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.errors import EmptyMask, LayoutError, MissingMask, OrphanMask, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.lazy import Image
+from anaus_bench.settings.base import Settings
 
 FOLDERS = (("image", "mask"), ("p_image", "p_mask"))
 EDITIONS = ("1_or_data", "2_preprocessed_data/stage1")

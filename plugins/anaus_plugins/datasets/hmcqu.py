@@ -19,9 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import VideoReader, video_header, write_video
-from anaus_bench.datasets.layout import File, check_root, check_unique, count_warnings, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    check_root,
+    check_unique,
+    count_warnings,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    locate,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,
@@ -36,6 +47,7 @@ from anaus_bench.errors import (
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.lazy import Image
+from anaus_bench.settings.base import Settings
 
 VIDEOS = "HMC-QU/A4C"
 TABLE = "A4C.xlsx"

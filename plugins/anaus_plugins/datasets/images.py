@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, count_frames, read_gray
 from anaus_bench.datasets.layout import IMAGE_SUFFIXES, File, check_root, fingerprint, is_phantom, list_files
 from anaus_bench.errors import LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 
 class ImagesSettings(Settings):

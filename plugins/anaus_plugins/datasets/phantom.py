@@ -14,12 +14,23 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import read_gray
-from anaus_bench.datasets.layout import File, check_pairs, check_unique, find_base, fingerprint, first_names, is_phantom, list_files, natural_key, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    check_pairs,
+    check_unique,
+    find_base,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    natural_key,
+    start_phantoms,
+)
 from anaus_bench.errors import BadMaskValues, EmptyMask, LabelError, LayoutError, SizeMismatch
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 COLUMNS = ("image", "patient", "video", "frame", "class")
 FRAMES = 6  # per patient; fewer where that leaves fewer than LEAST_PATIENTS

@@ -16,14 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, is_video, read_gray, video_header, write_video
-from anaus_bench.datasets.layout import IMAGE_SUFFIXES, File, check_unique, fingerprint, first_names, is_phantom, list_files, locate, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    IMAGE_SUFFIXES,
+    File,
+    check_unique,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    locate,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.datasets.pickles import read_arrays
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.lazy import Image
+from anaus_bench.settings.base import Settings
 
 LABELS = {"cov": 0, "pne": 1, "reg": 2}
 VIRAL = "vir"  # too few; the task has three classes

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import read_marked
 from anaus_bench.datasets.layout import count_warnings, find_base, fingerprint, is_phantom, list_pairs, start_phantoms
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 JUMP = 64  # differing bits of 256 between neighbours of two videos; half of what unrelated images differ by
 FRAMES = 200  # of a generated video; fewer where that leaves few videos

@@ -15,12 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import image_size, read_marked
-from anaus_bench.datasets.layout import File, count_warnings, find_base, fingerprint, first_names, is_phantom, list_files, list_pairs, naming, start_phantoms
+from anaus_bench.datasets.layout import (
+    File,
+    count_warnings,
+    find_base,
+    fingerprint,
+    first_names,
+    is_phantom,
+    list_files,
+    list_pairs,
+    naming,
+    start_phantoms,
+)
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 PARTS = ("trainval", "test")
 FOLDS = 5

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.datasets.images import read_picture
-from anaus_bench.datasets.layout import check_pairs, check_unique, count_warnings, find_base, fingerprint, is_phantom, list_files, start_phantoms
+from anaus_bench.datasets.layout import (
+    check_pairs,
+    check_unique,
+    count_warnings,
+    find_base,
+    fingerprint,
+    is_phantom,
+    list_files,
+    start_phantoms,
+)
 from anaus_bench.errors import EmptyMask, LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
+from anaus_bench.settings.base import Settings
 
 
 class UDIAT(Dataset[Settings]):

@@ -7,11 +7,9 @@ from typing import Any
 
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.execution.runner import Runner
-from anaus_bench.interfaces.executor import Executor
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.planning.plan import Stage
+from anaus_bench.interfaces import Executor, Runner, Stage
+from anaus_bench.settings.base import Settings
 
 
 class LocalSettings(Settings):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import DataError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import torch
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class GroundTruth(MaskSource[GroundTruthSettings]):
         Raises:
             DataError: The corpus has no masks.
         """
-        from anaus_bench.corpus.regions import contiguous, split_components
+        from anaus_bench.corpus.label_maps import contiguous, split_components
 
         if truth is None:
             raise DataError("masks 'groundtruth': the corpus has no masks; pass a --corpus with masks or other --masks")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.settings.base import Location, Settings
 from anaus_bench.errors import BadMaskValues, DuplicateId, MissingMask, SettingsError, SizeMismatch, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
+from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,8 +108,8 @@ class Imported(MaskSource[ImportedSettings]):
         return np.stack([self._read_one(entry, size) for entry in entries])
 
     def _read_one(self, entry: Entry, size: int) -> NDArray[np.uint8]:
+        from anaus_bench.corpus.label_maps import contiguous
         from anaus_bench.corpus.packed import letterbox
-        from anaus_bench.corpus.regions import contiguous
 
         path = self._find(entry)
         if path is None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.settings.base import Location, Settings
 from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import F, torch
 from anaus_bench.nn.weights import IMAGENET, weights_identity
+from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

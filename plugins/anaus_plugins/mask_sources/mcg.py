@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.errors import PluginError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import F, torch
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from types import ModuleType

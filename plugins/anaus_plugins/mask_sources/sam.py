@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from anaus_bench.settings.base import Location, Settings
 from anaus_bench.corpus.label_maps import map_images, paint_proposals, picture_box
 from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import torch
 from anaus_bench.nn.weights import SAM_VIT_B, load_weights, weights_identity
+from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

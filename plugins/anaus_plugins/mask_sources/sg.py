@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
-from anaus_bench.cells.cell import PretrainSettings
-from anaus_bench.settings.base import Settings
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource, batches
+from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import F, nn, torch
 from anaus_bench.nn.weights import IMAGENET, weights_identity
+from anaus_bench.parallel import batches
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.core import PretrainSettings
 from anaus_plugins.objectives.slotcon import STRIDE, SlotCon, SlotConSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from anaus_bench.corpus.packed import PackedCorpus
-    from anaus_bench.corpus.batch import View
+    from anaus_bench.corpus.view import View
     from anaus_bench.interfaces import StageContext
 
 KEPT = ("encoder", "projector", "prototypes")  # of the target network
@@ -94,8 +95,8 @@ class SG(MaskSource[SGSettings]):
         import numpy as np
 
         from anaus_bench.nn.encoder import Encoder, load_imagenet
-        from anaus_bench.training.pretraining import pretrain
         from anaus_bench.seeds import step_seed
+        from anaus_bench.training.pretraining import pretrain
 
         settings = self.settings
         torch.manual_seed(step_seed(ctx.seed, 0))
@@ -126,7 +127,7 @@ class SG(MaskSource[SGSettings]):
         return torch.cat(maps)
 
     def _group(self, images: Tensor, recipe: View) -> Tensor:
-        from anaus_bench.corpus.batch import normalise
+        from anaus_bench.corpus.pixels import normalise
         from anaus_bench.nn.slots import prototype_scores
 
         if self._nets is None:

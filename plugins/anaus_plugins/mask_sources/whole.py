@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource
 from anaus_bench.lazy import torch
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import DataError
-from anaus_bench.settings.fields import CAMUS_VIEWS, CropArea, ViewPattern
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CAMUS_VIEWS, CropArea, ViewPattern
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 Granularity = Literal["organ", "view", "phase", "class"]
@@ -95,7 +96,7 @@ class AWCL(Objective[AWCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; no blur, but random exponents of the intensities."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         view = View(size, self.settings.crop_area, saturation=0.4, blur=0.0, gamma=0.25)
         return view, view
@@ -128,7 +129,7 @@ class AWCL(Objective[AWCLSettings]):
         """Number (N,) of each image's anatomy, -1 where it is unknown or not used; the anatomies."""
         import numpy as np
 
-        from anaus_bench.corpus.sampling import labelled_part
+        from anaus_bench.corpus.labels import labelled_part
 
         settings = self.settings
         names = anatomies(corpus, settings.granularity, settings.view_pattern)

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -61,7 +62,7 @@ class BYOL(Objective[BYOLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The paper's two recipes T and T' (App. B)."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         area = self.settings.crop_area
         return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
     from anaus_bench.nn.regions import Regions
 
@@ -89,7 +90,7 @@ class DetCon(Objective[DetConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the masks; change it")

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.distillation import CentredTargets, DINOHead
     from anaus_bench.nn.encoder import Encoder
 
@@ -79,7 +80,7 @@ class DINO(Objective[DINOSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Two global crops with BYOL's photometry, then the local ones, whose side is a multiple of 32."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         settings = self.settings
         local_size = max(32, 32 * round(LOCAL_SIDE * size / 32))

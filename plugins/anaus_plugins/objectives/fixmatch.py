@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.fields import LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.settings.fields import LabelSettings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -91,7 +92,7 @@ class FixMatch(Objective[FixMatchSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Weak view of the labelled image; weak views of the others; their strong views. All show the whole image."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         settings = self.settings
 
@@ -136,7 +137,7 @@ class FixMatch(Objective[FixMatchSettings]):
         Raises:
             LabelError: Images of fewer than two classes.
         """
-        from anaus_bench.corpus.sampling import SemiSupervisedSampler
+        from anaus_bench.corpus.labels import SemiSupervisedSampler
         from anaus_bench.corpus.tags import check_classes
 
         check_classes(*self.labels(corpus), self.name)
@@ -183,7 +184,7 @@ class FixMatch(Objective[FixMatchSettings]):
             encoder.load_state_dict(average.state_dict())
 
     def _keeps_label(self, corpus: PackedCorpus, seed: int) -> NDArray[np.bool_]:
-        from anaus_bench.corpus.sampling import labelled_part
+        from anaus_bench.corpus.labels import labelled_part
 
         labels, _ = self.labels(corpus)
         return labelled_part(corpus, labels, self.settings.label_fraction, seed)

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.clips import Clips
     from anaus_bench.corpus.packed import PackedCorpus
-    from anaus_bench.corpus.sampling import Clips, Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.sampling import Sampler
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -93,7 +95,7 @@ class IVPP(Objective[IVPPSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for both frames; one draw of brightness and contrast, at 1/2, where the paper has two."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         return tuple(
             View(
@@ -119,7 +121,7 @@ class IVPP(Objective[IVPPSettings]):
             DataError: Images that belong to no clip.
             SettingsError: delta is in seconds and a data set has no frame rate.
         """
-        from anaus_bench.corpus.sampling import ClipSampler, find_clips
+        from anaus_bench.corpus.clips import ClipSampler, find_clips
 
         clips = find_clips(corpus, self.name)
         reach = self._reach(clips)
@@ -132,7 +134,7 @@ class IVPP(Objective[IVPPSettings]):
 
     def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
         """The clips, the largest distance of a pair, and where frame rates are from."""
-        from anaus_bench.corpus.sampling import find_clips, span
+        from anaus_bench.corpus.clips import find_clips, span
 
         settings, clips = self.settings, find_clips(corpus, self.name)
         reach = self._reach(clips)
@@ -187,7 +189,7 @@ class IVPP(Objective[IVPPSettings]):
 
 def near_pair(lengths: Tensor, reach: Tensor, generator: torch.Generator) -> Tensor:
     """(B, 2) int64 frames of clips of (B,) frames: any frame, and one at most `reach` (B,) away, itself included."""
-    from anaus_bench.corpus.sampling import uniform_integers
+    from anaus_bench.corpus.clips import uniform_integers
 
     first = uniform_integers(torch.zeros_like(lengths), lengths, generator)
     low, high = (first - reach).clamp(min=0), torch.minimum(first + reach, lengths - 1)

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import F, nn
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
     from anaus_bench.nn.queue import Queue
 
@@ -76,7 +77,7 @@ class MoCoV2(Objective[MoCoV2Settings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; the first view is always the query."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         view = View(size, self.settings.crop_area, saturation=0.4, blur=0.5)
         return view, view

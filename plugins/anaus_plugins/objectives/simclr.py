@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -54,7 +55,7 @@ class SimCLR(Objective[SimCLRSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice: crop, flip, strong jitter, blur of every second image (App. A)."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         view = View(size, self.settings.crop_area, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
         return view, view

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.distillation import CentredTargets
     from anaus_bench.nn.encoder import Encoder
 
@@ -126,7 +127,7 @@ class SlotCon(Objective[SlotConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the groups; change it")
@@ -214,7 +215,7 @@ class SlotCon(Objective[SlotConSettings]):
         self, nets: nn.ModuleDict, batch: Batch, online: Sequence[Tensor], target: Sequence[Tensor]
     ) -> Tensor:
         """L_group over the pixels that both crops show, in both directions; then moves the centre."""
-        from anaus_bench.corpus.batch import overlap_box
+        from anaus_bench.corpus.draw import overlap_box
         from anaus_bench.nn.alignment import align
         from anaus_bench.nn.slots import grouping_loss
 

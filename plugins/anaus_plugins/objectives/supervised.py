@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.fields import CropArea, LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn
+from anaus_bench.settings.fields import CropArea, LabelSettings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -57,7 +58,7 @@ class Supervised(Objective[SupervisedSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Crop and flip only."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         return (View(size, self.settings.crop_area, jitter=0.0, grayscale=0.0, blur=0.0),)
 
@@ -79,7 +80,7 @@ class Supervised(Objective[SupervisedSettings]):
         Raises:
             LabelError: Images of fewer than two classes.
         """
-        from anaus_bench.corpus.sampling import BalancedSampler
+        from anaus_bench.corpus.labels import BalancedSampler
         from anaus_bench.corpus.tags import check_classes
 
         labels, names = self.labels(corpus)
@@ -94,7 +95,7 @@ class Supervised(Objective[SupervisedSettings]):
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over the labelled images, 0 without any; logs their accuracy and their share."""
-        from anaus_bench.distributed.team import divisor
+        from anaus_bench.distributed.group import divisor
 
         logits = nets["classifier"](cast("Encoder", nets["encoder"]).vector(batch.views[0])).float()  # (B, classes)
         labelled = batch.labels >= 0

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.fields import CropArea, LabelSettings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.settings.fields import CropArea, LabelSettings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 LEAST_FRAMES = 3  # of a clip, to be mixed
@@ -91,7 +92,7 @@ class USCL(Objective[USCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for each of the three frames: mild crop, flip, strong jitter."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         return tuple(
             View(
@@ -120,7 +121,7 @@ class USCL(Objective[USCLSettings]):
 
     def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
         """The clips, and the labels that are learned."""
-        from anaus_bench.corpus.sampling import find_clips
+        from anaus_bench.corpus.clips import find_clips
         from anaus_bench.corpus.tags import count_names
 
         clips = find_clips(corpus, self.name)
@@ -139,7 +140,7 @@ class USCL(Objective[USCLSettings]):
         Raises:
             DataError: Images that belong to no clip.
         """
-        from anaus_bench.corpus.sampling import ClipSampler, find_clips
+        from anaus_bench.corpus.clips import ClipSampler, find_clips
 
         clips = find_clips(corpus, self.name)
 
@@ -184,7 +185,7 @@ def three_frames(lengths: Tensor, generator: torch.Generator) -> Tensor:
 
     Of two frames, the first and the second are the last two columns; of one frame, it is all three.
     """
-    from anaus_bench.corpus.sampling import uniform_integers
+    from anaus_bench.corpus.clips import uniform_integers
 
     zero, pad = torch.zeros_like(lengths), lengths.clamp(min=LEAST_FRAMES)
     anchor = uniform_integers(zero, pad, generator)
@@ -209,7 +210,7 @@ def shares(lengths: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
 
 def labelled_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the rows (B, C) whose label (B,) is not -1; 0 without any."""
-    from anaus_bench.distributed.team import divisor
+    from anaus_bench.distributed.group import divisor
 
     losses = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     return losses / divisor((labels >= 0).sum())

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 LEAST_FRAMES = 3  # a shorter clip has no anchor with a neighbour
@@ -101,7 +102,7 @@ class USUCL(Objective[USUCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Of every frame the largest square at a random place; no flip, no photometry."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         return tuple(
             View(
@@ -123,7 +124,7 @@ class USUCL(Objective[USUCLSettings]):
         Raises:
             DataError: Images that belong to no clip, or no clip of three frames.
         """
-        from anaus_bench.corpus.sampling import ClipSampler, find_clips
+        from anaus_bench.corpus.clips import ClipSampler, find_clips
 
         clips = find_clips(corpus, self.name, LEAST_FRAMES)
         settings = self.settings
@@ -137,7 +138,7 @@ class USUCL(Objective[USUCLSettings]):
 
     def corpus_facts(self, corpus: PackedCorpus, seed: int) -> dict[str, str]:
         """The clips, and how many are too short."""
-        from anaus_bench.corpus.sampling import find_clips
+        from anaus_bench.corpus.clips import find_clips
 
         return {"clips": find_clips(corpus, self.name, LEAST_FRAMES).in_words(LEAST_FRAMES)}
 
@@ -218,7 +219,7 @@ def choose_frames(lengths: Tensor, bounds: tuple[float, float], negatives: int, 
 
     Where a clip has no frame in the range, the farthest from the anchor are taken.
     """
-    from anaus_bench.corpus.sampling import uniform_integers
+    from anaus_bench.corpus.clips import uniform_integers
 
     anchor = uniform_integers((lengths + 4) // 5, (lengths + 1) // 2, generator)
     low, high = (anchor - REACH).clamp(min=0), torch.minimum(anchor + REACH, lengths - 1)

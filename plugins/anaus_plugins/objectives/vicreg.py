@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -55,7 +56,7 @@ class VICReg(Objective[VICRegSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice (App. C)."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         view = View(size, self.settings.crop_area, blur=0.5, solarise=0.1)
         return view, view

@@ -1,1 +1,1 @@
-"""Protocols."""
+"""Protocols, one module or package each."""

@@ -109,7 +109,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
 
     def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
         """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
-        from anaus_bench.corpus.regions import split_components
+        from anaus_bench.corpus.label_maps import split_components
 
         classes = self.class_maps(*self.logits(images), images.shape[-2:]).cpu().numpy()
         least = self.settings.min_area * images.shape[-2] * images.shape[-1]

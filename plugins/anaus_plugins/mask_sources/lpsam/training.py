@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.errors import DataError
-from anaus_bench.interfaces import StageContext, batches
-from anaus_bench.training.loop import train
+from anaus_bench.interfaces import StageContext
+from anaus_bench.parallel import batches
 from anaus_bench.seeds import step_seed
+from anaus_bench.training.loop import train
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 

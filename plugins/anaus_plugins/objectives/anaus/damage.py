@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anaus_bench.distributed.team import own_rows, world_size
+from anaus_bench.distributed.group import own_rows, world_size
 from anaus_bench.seeds import step_seed
 
 

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic
 
-from anaus_bench.settings.base import Settings
 from anaus_bench.errors import SettingsError
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
 
 STRIDE = 32
@@ -114,7 +115,7 @@ class R2O(Objective[R2OSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the masks; change it")
@@ -156,7 +157,7 @@ class R2O(Objective[R2OSettings]):
         Other regions do not enter the heads, so that their batch norm sees no empty vectors. Fewer than two regions in
         any process, which batch norm cannot take, give 0. Each process clusters its own images.
         """
-        from anaus_bench.distributed.team import divisor, least
+        from anaus_bench.distributed.group import divisor, least
         from anaus_bench.nn.pooling import embedding_spread, soft_masks
         from anaus_bench.nn.slots import zero_loss
 
@@ -203,9 +204,9 @@ class R2O(Objective[R2OSettings]):
 
     def _regions(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Sequence[Tensor], int]:
         """Label maps (B, H, W) of each view, and a number that all their ids are below."""
-        from anaus_bench.corpus.batch import resample_labels
-        from anaus_plugins.objectives.r2o.clustering import superpixels
+        from anaus_bench.corpus.pixels import resample_labels
         from anaus_bench.nn.pooling import NUM_IDS
+        from anaus_plugins.objectives.r2o.clustering import superpixels
 
         settings = self.settings
         if batch.source_masks is not None and settings.stored_masks == "replace":
@@ -230,9 +231,10 @@ class R2O(Objective[R2OSettings]):
             num_regions: All ids of `prior` are below this.
             points_per_cluster: Least regions per cluster.
         """
-        from anaus_bench.corpus.batch import Crop, normalise, resample, resample_labels
-        from anaus_plugins.objectives.r2o.clustering import kmeans
+        from anaus_bench.corpus.pixels import normalise, resample, resample_labels
+        from anaus_bench.corpus.view import Crop
         from anaus_bench.nn.pooling import NUM_IDS, mask_pool, soft_masks
+        from anaus_plugins.objectives.r2o.clustering import kmeans
 
         recipe, count, side = batch.recipes[0], len(prior), prior.shape[-1]
         whole = Crop(torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1), torch.zeros(count, dtype=torch.bool))

@@ -11,21 +11,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pydantic
 
-from anaus_bench.nn.backbones import VITS
-from anaus_bench.settings.base import Settings
-from anaus_bench.settings.fields import CropArea
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Objective
 from anaus_bench.lazy import nn, torch
+from anaus_bench.nn.backbones import VITS
 from anaus_bench.nn.weights import MAE_VIT_B, PublishedWeights
+from anaus_bench.settings.base import Settings
+from anaus_bench.settings.fields import CropArea
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.batch import Batch, View
+    from anaus_bench.corpus.batch import Batch
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
-    from anaus_plugins.objectives.usfmae.autoencoder import Decoder
     from anaus_bench.nn.vit import ViT
+    from anaus_plugins.objectives.usfmae.autoencoder import Decoder
 
 
 class USFMAESettings(Settings):
@@ -101,7 +102,7 @@ class USFMAE(Objective[USFMAESettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """One flipped crop; the loss turns it (the authors turn first and crop after)."""
-        from anaus_bench.corpus.batch import View
+        from anaus_bench.corpus.view import View
 
         crop = self.settings.crop_area
         return (View(size, crop, interpolation="bilinear", jitter=0.0, grayscale=0.0, blur=0.0),)
@@ -125,9 +126,9 @@ class USFMAE(Objective[USFMAESettings]):
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the pixels of the masked patches (MAE Sec. 3)."""
-        from anaus_plugins.objectives.usfmae.autoencoder import draw_mask, patchify, standardise, take
         from anaus_bench.nn.pooling import embedding_spread
         from anaus_bench.nn.vit import grid_of
+        from anaus_plugins.objectives.usfmae.autoencoder import draw_mask, patchify, standardise, take
 
         generator = torch.Generator().manual_seed(batch.seed)
         images = self._turned(batch, generator)
@@ -152,8 +153,8 @@ class USFMAE(Objective[USFMAESettings]):
 
     def _turned(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The views (B, 3, S, S), each flipped upside down and rotated by its own draw; black comes in."""
+        from anaus_bench.distributed.group import rand_rows
         from anaus_plugins.objectives.usfmae.rotation import rotate
-        from anaus_bench.distributed.team import rand_rows
 
         (images,), (recipe,), (crop,) = batch.views, batch.recipes, batch.crops
         flip_draw, turn_draw = rand_rows(len(images), 2, generator=generator).unbind(dim=1)

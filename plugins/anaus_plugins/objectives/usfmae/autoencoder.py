@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.vision_transformer import EncoderBlock
 
-from anaus_bench.distributed.team import rand_rows
+from anaus_bench.distributed.group import rand_rows
 from anaus_bench.errors import WeightsError
 from anaus_bench.nn.vit import PATCH, ViT, resize_positions, sine_positions
 

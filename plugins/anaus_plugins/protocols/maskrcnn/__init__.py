@@ -1,1 +1,1 @@
-"""Maskrcnn."""
+"""Mask R-CNN."""

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from anaus_bench.nn.backbones import VITS
 from anaus_bench.errors import SettingsError
 from anaus_bench.lazy import nn, torch
+from anaus_bench.nn.backbones import VITS
 from anaus_bench.training.batching import encoder_card
 
 if TYPE_CHECKING:

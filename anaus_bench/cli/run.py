@@ -1,0 +1,165 @@
+"""`run` and `plan`: one cell of the benchmark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from anaus_bench.cells.cell import Cell, cell_title
+from anaus_bench.cli.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Backbone,
+    Corpus,
+    DataRoot,
+    Device,
+    Masks,
+    PluginFiles,
+    Preset,
+    Seed,
+    Set,
+    StorePath,
+    parse_roots,
+)
+from anaus_bench.cli.printing import plain_grid, print_json, print_table
+from anaus_bench.cli.stages import Workshop
+from anaus_bench.planning.plan import Plan
+from anaus_bench.planning.planner import make_plan
+from anaus_bench.planning.why import why
+from anaus_bench.registry import Registry
+from anaus_bench.settings.base import parse_overrides
+from anaus_bench.store import Store
+
+
+def run(
+    method: Annotated[str, typer.Option(help="Pre-training method; see `anaus-bench list methods`.")],
+    task: Annotated[str, typer.Option(help="Downstream task; see `anaus-bench list tasks`.")],
+    masks: Masks = None,
+    corpus: Corpus = None,
+    backbone: Backbone = None,
+    seed: Seed = 0,
+    preset: Preset = "paper",
+    settings: Set = None,
+    data_root: DataRoot = None,
+    store: StorePath = DEFAULT_STORE,
+    executor: Annotated[str, typer.Option(help="What runs the stages.")] = "local",
+    device: Device = "auto",
+    plugin: PluginFiles = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Only what is missing is run."""
+    registry = Registry(plugin or ())
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    plan = make_plan(cell, registry, parse_roots(data_root))
+    shelf = Store(store)
+    waiting = plan.pending(shelf)
+    say = Console(stderr=True)
+    _announce(say, plan, waiting, shelf, as_json)
+    started = time.monotonic()
+    if waiting:
+        Workshop(registry, shelf, device, as_json, executor, cell.overrides.get("executor")).run(waiting)
+    record = shelf.record(plan.score.kind, plan.score.key)
+    assert record is not None
+    metrics = registry.get("tasks", task).metrics
+    panel = shelf.folder(plan.panel.kind, plan.panel.key) / "panel.png"
+    from anaus_bench.results.lineage import mask_scores
+    from anaus_bench.results.tables import fold_table
+
+    if as_json:
+        print_json(
+            {
+                "cell": {**plan.score.labels, "task": task},
+                "key": plan.score.key,
+                "phantom": record["phantom"],
+                **record["result"],
+                "mask_scores": mask_scores(shelf, record),
+                "folders": {stage.title: str(shelf.folder(stage.kind, stage.key)) for stage in plan.stages},
+                "panel": str(panel),
+                "stages_run": len(waiting),
+            }
+        )
+        return
+    print_table(fold_table(cell_title(cell), record, metrics))
+    out = Console()
+    out.print(f"\npictures   {panel}", soft_wrap=True, highlight=False)
+    out.print(f"per image  {shelf.folder('score', plan.score.key) / 'images.csv'}", soft_wrap=True, highlight=False)
+    pretrain = next(stage for stage in plan.stages if stage.kind == "pretrain")
+    out.print(
+        f"encoder    {shelf.folder('pretrain', pretrain.key) / 'encoder.safetensors'}", soft_wrap=True, highlight=False
+    )
+    say.print(f"{len(waiting)} stages run in {time.monotonic() - started:.1f} s", highlight=False)
+
+
+def plan(
+    method: Annotated[str, typer.Option(help="Pre-training method.")],
+    task: Annotated[str, typer.Option(help="Downstream task.")],
+    masks: Masks = None,
+    corpus: Corpus = None,
+    backbone: Backbone = None,
+    seed: Seed = 0,
+    preset: Preset = "paper",
+    settings: Set = None,
+    data_root: DataRoot = None,
+    store: StorePath = DEFAULT_STORE,
+    plugin: PluginFiles = None,
+    explain: Annotated[bool, typer.Option("--why", help="Name the fields that make each missing stage new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stages of a cell: which are in the store, which would run, and why."""
+    registry = Registry(plugin or ())
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    made = make_plan(cell, registry, parse_roots(data_root))
+    shelf = Store(store)
+    waiting = {stage.key for stage in made.pending(shelf)}
+    rows = []
+    for stage in made.stages:
+        state = "to run" if stage.key in waiting else "done" if shelf.record(stage.kind, stage.key) else "not needed"
+        if state == "to run" and shelf.is_interrupted(stage.kind, stage.key):
+            state = "to resume"
+        rows.append((stage, state))
+    if as_json:
+        stages = [
+            {
+                "kind": stage.kind,
+                "key": stage.key,
+                "title": stage.title,
+                "state": state,
+                "inputs": {role: below.key for role, below in stage.inputs.items()},
+                "spec": stage.spec,
+                **({"why": why(stage, shelf)} if explain and stage.key in waiting else {}),
+            }
+            for stage, state in rows
+        ]
+        print_json({"cell": {**made.score.labels, "task": task}, "stages": stages, "notes": list(made.notes)})
+        return
+    table = plain_grid(cell_title(cell), ("stage", "key", "what", "state"))
+    for stage, state in rows:
+        table.add_row(stage.kind, stage.key, stage.title, state)
+    out = Console()
+    out.print(table)
+    for note in made.notes:
+        out.print(f"note: {note}", highlight=False, markup=False)
+    if explain:
+        for stage, _ in rows:
+            if stage.key in waiting:
+                out.print(f"\n{stage.kind} {stage.key} is new:", highlight=False)
+                for line in why(stage, shelf):
+                    out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _announce(say: Console, plan: Plan, waiting: Sequence[Any], store: Store, quiet: bool) -> None:
+    if quiet:
+        return
+    total = len(plan.stages)
+    say.print(
+        f"{cell_title(plan.cell)}, preset {plan.cell.preset}: {len(waiting)} of {total} stages to run, store "
+        f"{str(store.root)!r}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for note in plan.notes:
+        say.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

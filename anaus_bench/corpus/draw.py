@@ -1,0 +1,114 @@
+"""The draw of a step: crops and photometric parameters, on the CPU, so that it is the same on every device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from anaus_bench.corpus.randaugment import draw_operations
+from anaus_bench.corpus.view import Crop, Photometry, View
+
+CROP_TRIES = 10
+
+
+def draw_crops(recipe: View, boxes: Tensor, generator: torch.Generator) -> Crop:
+    """Random resized crops within the valid boxes, as torchvision's `RandomResizedCrop` draws them within an image.
+
+    A crop that does not fit is drawn again, ten times in all; after that the largest central crop of an allowed ratio
+    is taken.
+
+    Args:
+        recipe: Gives the ranges of area and ratio and the probability of a flip.
+        boxes: (B, 4) float32 valid boxes (top, left, height, width), whole numbers.
+        generator: On the CPU.
+    """
+    count = len(boxes)
+    top, left, full_height, full_width = boxes[:, :, None].unbind(dim=1)  # each (B, 1)
+    low, high = recipe.crop_ratio
+    area = full_height * full_width * _uniform((count, CROP_TRIES), recipe.crop_area, generator)
+    ratio = _uniform((count, CROP_TRIES), (math.log(low), math.log(high)), generator).exp()
+    offset = torch.rand(2, count, 1, generator=generator)
+    flip = torch.rand(count, generator=generator) < recipe.flip
+
+    heights, widths = (area / ratio).sqrt().round(), (area * ratio).sqrt().round()
+    fits = (heights >= 1) & (heights <= full_height) & (widths >= 1) & (widths <= full_width)  # (B, tries)
+    first, found = fits.int().argmax(dim=1, keepdim=True), fits.any(dim=1, keepdim=True)
+    central_height = torch.minimum(full_height, (full_width / low).round().clamp(min=1))
+    central_width = torch.minimum(full_width, (full_height * high).round().clamp(min=1))
+    height = torch.where(found, heights.gather(1, first), central_height)
+    width = torch.where(found, widths.gather(1, first), central_width)
+    if recipe.square:
+        height = width = torch.minimum(full_height, full_width)
+        found = torch.ones_like(found)
+
+    def place(spare: Tensor, share: Tensor) -> Tensor:
+        drawn = torch.minimum((share * (spare + 1)).floor(), spare)
+        return torch.where(found, drawn, (spare / 2).floor())
+
+    box = [top + place(full_height - height, offset[0]), left + place(full_width - width, offset[1]), height, width]
+    return Crop(torch.cat(box, dim=1), flip)
+
+
+def redraw(recipe: View, boxes: Tensor, crop: Crop, first: Crop, generator: torch.Generator) -> Crop:
+    """The crop where `first` covers enough of it, elsewhere a new one; after ten draws in all the last is kept."""
+    for _ in range(CROP_TRIES - 1):
+        shared = overlap_box(first, crop)[:, 2:].clamp(min=0).prod(dim=1)
+        apart = shared < recipe.overlap * crop.box[:, 2:].prod(dim=1)
+        if not apart.any():
+            break
+        again = draw_crops(recipe, boxes, generator)
+        crop = Crop(torch.where(apart[:, None], again.box, crop.box), torch.where(apart, again.flip, crop.flip))
+    return crop
+
+
+def draw_photometry(recipe: View, count: int, generator: torch.Generator) -> Photometry:
+    """Parameters of jitter, blur (scaled from 224 to the view's size) and solarisation for `count` images."""
+    draws = torch.rand(7, count, generator=generator)
+    jittered = draws[0] < recipe.jitter
+
+    def factor(share: Tensor, half_range: float) -> Tensor:
+        low = max(0.0, 1 - half_range)
+        return torch.where(jittered, low + share * (1 + half_range - low), 1.0)
+
+    low, high = recipe.blur_sigma
+    sigma = (low + draws[5] * (high - low)) * recipe.size / 224
+    # What a recipe does not use is not drawn, so that the draws of the others do not depend on it.
+    gamma = shift = operations = hole = None
+    if recipe.gamma > 0:
+        gamma = _uniform((count,), (1 - recipe.gamma, 1 + recipe.gamma), generator)
+    if recipe.translate > 0:
+        reach = round(recipe.translate * recipe.size)
+        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
+    if recipe.operations > 0:
+        operations = draw_operations(recipe.operations, count, generator)
+    if recipe.cutout > 0:
+        side = round(recipe.cutout * recipe.size)
+        start = torch.randint(0, recipe.size, (count, 2), generator=generator) - side // 2
+        hole = torch.cat([start, start + side], dim=1)
+    return Photometry(
+        brightness=factor(draws[1], recipe.brightness),
+        contrast=factor(draws[2], recipe.contrast),
+        contrast_first=draws[3] < 0.5,
+        sigma=torch.where(draws[4] < recipe.blur, sigma, 0.0),
+        solarise=draws[6] < recipe.solarise,
+        gamma=gamma,
+        shift=shift,
+        operations=operations,
+        hole=hole,
+    )
+
+
+def overlap_box(first: Crop, second: Crop) -> Tensor:
+    """Intersection of crops: boxes (B, 4) float32 (top, left, height, width) in un-flipped packed pixels.
+
+    Height or width is 0 or negative where there is none.
+    """
+    start = torch.maximum(first.box[:, :2], second.box[:, :2])
+    end = torch.minimum(first.box[:, :2] + first.box[:, 2:], second.box[:, :2] + second.box[:, 2:])
+    return torch.cat([start, end - start], dim=1)
+
+
+def _uniform(shape: tuple[int, ...], bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(shape, generator=generator)

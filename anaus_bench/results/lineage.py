@@ -1,0 +1,52 @@
+"""Which records a record rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from anaus_bench.errors import StoreError
+from anaus_bench.store import Record, Store
+
+
+def mask_scores(store: Store, record: Record) -> dict[str, float]:
+    """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
+    below: Record | None = record
+    for kind, role in (("finetune", "fold0"), ("pretrain", "pretrain"), ("masks", "masks")):
+        below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
+    return {} if below is None else dict(below["result"]["scores"])
+
+
+def find_record(store: Store, key: str) -> Record:
+    """Record of the only pre-training stage whose key begins so.
+
+    Raises:
+        StoreError: None, or several.
+    """
+    records = store.records("pretrain")
+    found = [record for record in records if record["key"].startswith(key)]
+    if len(found) == 1:
+        return found[0]
+    latest = "; ".join(f"{record['key']} {record['title']}" for record in (found or records)[-5:]) or "none"
+    if found:
+        raise StoreError(f"{key!r} begins the keys of {len(found)} encoders; give more of it (latest: {latest})")
+    raise StoreError(f"store {str(store.root)!r} has no pretrain {key!r}; see `plan` for the keys (latest: {latest})")
+
+
+# Role of an input -> kind of its stage, for those through which data sets reach an encoder.
+KIND_OF_ROLE = {"corpus": "corpus", "pairs": "corpus", "masks": "masks", "fit": "fit"}
+
+
+def records_below(record: Record, store: Store) -> Iterator[tuple[str, str, Record | None]]:
+    """Kind, key and record (None if it is no longer in the store) of the corpora, masks and fits below a stage."""
+    for role, key in record["inputs"].items():
+        if role in KIND_OF_ROLE:
+            found = store.record(KIND_OF_ROLE[role], key)
+            yield KIND_OF_ROLE[role], key, found
+            if found is not None:
+                yield from records_below(found, store)
+
+
+def datasets_below(below: Sequence[tuple[str, str, Record | None]]) -> dict[str, bool]:
+    """Name of each data set -> whether its images were generated for the run."""
+    corpora = [found["spec"]["datasets"] for kind, _, found in below if kind == "corpus" and found]
+    return {name: "fingerprint" not in spec for corpus in corpora for name, spec in corpus.items()}

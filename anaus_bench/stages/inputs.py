@@ -1,0 +1,54 @@
+"""What several stages do with their inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from anaus_bench.errors import CountMismatch
+from anaus_bench.interfaces import Dataset, Index, MaskSource, StageInputs, Task
+from anaus_bench.registry import Registry
+
+
+def check_unchanged(name: str, spec: Mapping[str, Any], index: Index) -> None:
+    """Refuses data that changed since the stage was planned.
+
+    Raises:
+        CountMismatch: Names or sizes of its files differ.
+    """
+    if spec.get("fingerprint", index.fingerprint) != index.fingerprint:
+        raise CountMismatch(f"{name}: the files under {str(index.root)!r} changed since the plan was made; run again")
+
+
+FOLDER = "data"
+
+
+def folder_of(inputs: StageInputs, name: str, role: str = "data") -> Path:
+    """Where a data set is: generated, under the input `role`, or the user's folder."""
+    if role in inputs.folders:
+        return inputs.folders[role] / FOLDER
+    return inputs.roots[name]
+
+
+def open_task(
+    spec: Mapping[str, Any], inputs: StageInputs, registry: Registry
+) -> tuple[Task[Any], Dataset[Any], Index]:
+    """The task of a stage, its data set and what is there of it."""
+    task: Task[Any] = registry.build(spec["task"])
+    dataset: Dataset[Any] = registry.build(spec["dataset"])
+    index = dataset.scan(folder_of(inputs, dataset.name))
+    check_unchanged(dataset.name, spec["dataset"], index)
+    return task, dataset, index
+
+
+def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
+    """The mask source with the state of its `fit` stage loaded, if it is learned."""
+    if fit is not None:
+        structures = json.loads((fit / "structures.json").read_text())
+        source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
+    return source
