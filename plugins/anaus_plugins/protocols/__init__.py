@@ -1,1 +1,1 @@
-"""Protocols, one module or package each."""
+"""Built-in protocols."""
