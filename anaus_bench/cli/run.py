@@ -20,6 +20,7 @@ from anaus_bench.cli.options import (
     Masks,
     PluginFiles,
     Preset,
+    Protocol,
     Seed,
     Set,
     StorePath,
@@ -39,6 +40,7 @@ def run(
     method: Annotated[str, typer.Option(help="Pre-training method; see `anaus-bench list methods`.")],
     task: Annotated[str, typer.Option(help="Downstream task; see `anaus-bench list tasks`.")],
     masks: Masks = None,
+    protocol: Protocol = None,
     corpus: Corpus = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -53,7 +55,7 @@ def run(
 ) -> None:
     """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Only what is missing is run."""
     registry = Registry(plugin or ())
-    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     plan = make_plan(cell, registry, parse_roots(data_root))
     shelf = Store(store)
     waiting = plan.pending(shelf)
@@ -98,6 +100,7 @@ def plan(
     method: Annotated[str, typer.Option(help="Pre-training method.")],
     task: Annotated[str, typer.Option(help="Downstream task.")],
     masks: Masks = None,
+    protocol: Protocol = None,
     corpus: Corpus = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -111,7 +114,7 @@ def plan(
 ) -> None:
     """Show the stages of a cell: which are in the store, which would run, and why."""
     registry = Registry(plugin or ())
-    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     made = make_plan(cell, registry, parse_roots(data_root))
     shelf = Store(store)
     waiting = {stage.key for stage in made.pending(shelf)}

@@ -127,6 +127,13 @@ class Encoder(nn.Module):
                 self.pyramid = Pyramid({stride: self.channels[stride] for stride in (*smoothed, 32)})
             self.channels |= dict.fromkeys(smoothed, PYRAMID_CHANNELS)
 
+    @classmethod
+    def of(cls, card: EncoderCard) -> Encoder:
+        """The encoder that a card describes, with random weights."""
+        encoder = cls(card.arch, card.finest_stride)
+        encoder.card = card
+        return encoder
+
     def forward(self, images: Tensor, strides: Sequence[int] = STRIDES) -> dict[int, Tensor]:
         """Maps of images (B, 3, H, W), normalised: stride -> (B, C, H/stride, W/stride).
 
@@ -185,9 +192,8 @@ def load_encoder(path: Path) -> Encoder:
     try:
         with safetensors.safe_open(path, "pt") as stream:
             card = EncoderCard(**json.loads((stream.metadata() or {})["card"]))
-        encoder = Encoder(card.arch, card.finest_stride)
+        encoder = Encoder.of(card)
         encoder.load_state_dict(safetensors.torch.load_file(path))
-        encoder.card = card
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} is no encoder of anaus-bench ({error}); pre-train it again") from error
     return encoder

@@ -13,7 +13,7 @@ from anaus_bench.registry import Registry
 from anaus_bench.results.lineage import mask_scores
 from anaus_bench.store import Record, Store
 
-LABELS = ("method", "masks", "corpus", "backbone", "preset", "seed", "settings")
+LABELS = ("method", "masks", "corpus", "backbone", "preset", "protocol", "seed", "settings")
 # How well the masks fit the corpus's own ground truth, where it has one.
 MASK_IOU = Metric("best_iou", "mask IoU")
 PHANTOM_MARK = "generated phantoms, not comparable with published numbers"

@@ -16,11 +16,10 @@ from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold, Picture, Sample, StageContext
 from anaus_bench.nn.encoder import Encoder, EncoderCard
 from anaus_bench.settings.base import resolve
-from anaus_bench.tasks.classification import (
-    ACCURACY,
+from anaus_bench.tasks.classification import ACCURACY, ClassificationTask
+from anaus_plugins.protocols.finetune import (
     BestEpoch,
     ClassificationSettings,
-    ClassificationTask,
     build_classifier,
     cosine,
     split_validation,

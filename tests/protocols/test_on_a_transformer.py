@@ -12,9 +12,9 @@ from anaus_bench.errors import SettingsError
 from anaus_bench.interfaces import StageContext
 from anaus_bench.nn.encoder import Encoder, EncoderCard
 from anaus_bench.tasks import instances as stored
-from anaus_bench.tasks.classification import build_classifier
-from anaus_bench.tasks.segmentation import SegmentationSettings
+from anaus_plugins.protocols.finetune import build_classifier
 from anaus_plugins.protocols.maskrcnn.model import build_maskrcnn
+from anaus_plugins.protocols.maskrcnn.settings import SegmentationSettings
 from tests.protocols.test_classification import TINY as CLASSIFY
 from tests.protocols.test_classification import Shades, shade_fold
 from tests.protocols.test_segmentation import TINY, Discs, disc_fold

@@ -18,17 +18,12 @@ from anaus_bench.interfaces import Case, Fold, Picture, Sample, StageContext
 from anaus_bench.nn.encoder import Encoder, EncoderCard
 from anaus_bench.settings.base import resolve
 from anaus_bench.tasks import instances as stored
-from anaus_bench.tasks.segmentation import (
-    DICE,
-    Example,
-    SegmentationSettings,
-    SegmentationTask,
-    components,
-    learning_rate,
-    with_boxes,
-)
+from anaus_bench.tasks.instances import components, with_boxes
+from anaus_bench.tasks.segmentation import DICE, SegmentationTask
 from anaus_bench.training.batching import batch_indices
+from anaus_plugins.protocols.maskrcnn import Example, learning_rate
 from anaus_plugins.protocols.maskrcnn.model import anchor_sizes, build_maskrcnn, run_trunks_in_bf16
+from anaus_plugins.protocols.maskrcnn.settings import SegmentationSettings
 
 TINY = resolve(SegmentationSettings, "task", "tiny")
 
