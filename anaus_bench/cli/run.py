@@ -137,7 +137,8 @@ def plan(
             }
             for stage, state in rows
         ]
-        print_json({"cell": {**made.score.labels, "task": task}, "stages": stages, "notes": list(made.notes)})
+        cell_facts = {"cell": {**made.score.labels, "task": task}, "network_bytes": made.network_bytes}
+        print_json({**cell_facts, "stages": stages, "notes": list(made.notes)})
         return
     table = plain_grid(cell_title(cell), ("stage", "key", "what", "state"))
     for stage, state in rows:
@@ -146,6 +147,9 @@ def plan(
     out.print(table)
     for note in made.notes:
         out.print(f"note: {note}", highlight=False, markup=False)
+    if made.network_bytes:
+        kept = f"the fine-tuned networks take about {made.network_bytes / 2**20:.0f} MiB"
+        out.print(f"note: {kept}; --set finetune.keep=predictions keeps none", highlight=False, markup=False)
     if explain:
         for stage, _ in rows:
             if stage.key in waiting:

@@ -128,7 +128,7 @@ class _Planner:
         objective: Objective[Any] = self._create("objectives", self.cell.method, "objective")
         self.cell = cell = _with_backbone(self.cell, objective)
         self.notes += [f"method {objective.name}: {text}" for text in objective.describe().values()]
-        task: Task[Any] = self._create("tasks", cell.task, "task")
+        task = self._task()
         protocol = self._protocol(task)
         source = self.mask_source(cell.masks) if cell.masks is not None else None
         self._check_masks(objective)
@@ -218,6 +218,17 @@ class _Planner:
         generate = PhantomsSpec(dataset=spec, count=getattr(phantom, role), size=phantom.size, seed=seed)
         title = f"generate images of {name} for the {'task' if role == 'task' else 'corpus'}"
         return Source(spec, generated=_stage(generate, title))
+
+    def _task(self) -> Task[Any]:
+        given, cls = self.sections.given.get("task", {}), self.registry.get("tasks", self.cell.task)
+        how = self.registry.get("protocols", self.cell.protocol or cls.protocol).settings_class.model_fields
+        if misplaced := [name for name in given if name in how and name not in cls.settings_class.model_fields]:
+            raise SettingsError(
+                f"--set task.{misplaced[0]} is a setting of how the encoder is used on the task; write --set "
+                f"protocol.{misplaced[0]}"
+            )
+        task: Task[Any] = self._create("tasks", self.cell.task, "task")
+        return task
 
     def _protocol(self, task: Task[Any]) -> Protocol[Any, Any]:
         protocol: Protocol[Any, Any] = self._create("protocols", self.cell.protocol or task.protocol, "protocol")

@@ -61,7 +61,7 @@ def test_without_data_the_error_says_what_it_is_how_to_get_it_and_that_demo_runs
         ),
         ((*TINY, "udiat", "--preset", "demmo"), ("unknown preset 'demmo'", "did you mean 'demo'")),
         ((*TINY, "udiat", "--backbone", "resnet19"), ("unknown backbone 'resnet19'", "resnet18")),
-        ((*TINY, "udiat", "--set", "task.epoch=1"), ("unknown setting 'task.epoch'", "did you mean 'epochs'")),
+        ((*TINY, "udiat", "--set", "protocol.epoch=1"), ("unknown setting 'protocol.epoch'", "did you mean 'epochs'")),
         ((*TINY, "udiat", "--set", "pretrain.batch=0"), ("pretrain.batch=0", "greater than or equal to 2")),
         (
             (*TINY, "udiat", "--set", "objektive.x=1"),
@@ -227,7 +227,7 @@ def test_a_damaged_artifact_is_refused_and_named(command: Command) -> None:
     content[-1] ^= 1
     encoder.write_bytes(content)
 
-    outcome = command(*cell, "--seed", "0", "--set", "task.epochs=3")
+    outcome = command(*cell, "--seed", "0", "--set", "protocol.epochs=3")
 
     refused(outcome, "encoder.safetensors is damaged", f"delete {encoder.parent} and run again")
     assert command("doctor").code == 1
