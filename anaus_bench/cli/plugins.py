@@ -26,7 +26,6 @@ WORDS = {
     "executors": "executors",
 }
 
-
 # Columns of `list` beside name and description.
 _LISTED = {
     "masks": ("needs",),
@@ -36,7 +35,6 @@ _LISTED = {
     "datasets": ("classes", "masks of"),
     "executors": (),
 }
-
 
 MASKS_RULE = (
     "masks: `needed` and `optional` go with every source of `list masks`; where they are optional, the method groups "

@@ -9,10 +9,7 @@ from torch import Tensor
 
 # Pattern -> replacement, all applied in this order; a name that becomes empty is left out of the file.
 Rules = Sequence[tuple[str, str]]
-
-
 TORCHVISION: Rules = ((r"^pyramid\..*", ""), (r"^backbone\.", ""))
-
 
 # timm's ResNets have torchvision's names.
 TIMM: Rules = (
@@ -29,13 +26,11 @@ TIMM: Rules = (
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
 
-
 TIMM_NAMES = {
     "vit_b_16": "vit_base_patch16_224",
     "vit_s_16": "vit_small_patch16_224",
     "vit_ti_16": "vit_tiny_patch16_224",
 }
-
 
 DETECTRON2: Rules = (
     (r".*num_batches_tracked$", ""),

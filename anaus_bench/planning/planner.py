@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from anaus_bench.cells.cell import CORPORA, Cell, cell_labels, cell_title
-from anaus_bench.datasets.roots import data_folder, find_data
 from anaus_bench.errors import DataError, LeakageError, MissingMask, SettingsError
-from anaus_bench.interfaces import Dataset, MaskSource, Objective, Protocol, Stage, Task
+from anaus_bench.interfaces import MaskSource, Objective, Protocol, Stage, Task
 from anaus_bench.nn.backbones import BACKBONES
 from anaus_bench.nn.weights import weights_identity
 from anaus_bench.planning.plan import Plan
 from anaus_bench.planning.sections import Sections
+from anaus_bench.planning.sources import Source, Sources
 from anaus_bench.planning.specs import (
     AuditSpec,
-    CorpusSpec,
-    DatasetSpec,
     FinetuneSpec,
     FitSpec,
     FoldsSpec,
     MasksSpec,
     PanelSpec,
-    PhantomsSpec,
     PredictSpec,
     PretrainSpec,
     ScoreSpec,
-    Spec,
+    stage_of,
 )
 from anaus_bench.registry import PluginSpec, Registry
 from anaus_bench.settings.base import PRESETS, check_known, merge, resolve
-from anaus_bench.settings.core import CorpusSettings, FinetuneSettings, PhantomSettings, PretrainSettings
-
-ModelT = TypeVar("ModelT", CorpusSettings, FinetuneSettings, PhantomSettings)
-CORE_OF: Mapping[type, str] = {CorpusSettings: "corpus", FinetuneSettings: "finetune", PhantomSettings: "phantom"}
+from anaus_bench.settings.core import CorpusSettings, FinetuneSettings, PretrainSettings
 
 
 def make_plan(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Plan:
@@ -58,7 +50,7 @@ def make_plan(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Plan
 def corpus_stage(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
     """The stage that packs the cell's corpus."""
     planner = _Planner(cell, registry, roots)
-    stage = planner.corpus(cell.corpus_names())
+    stage = planner.sources.corpus(cell.corpus_names())
     planner.sections.refuse_unread()
     return stage
 
@@ -66,38 +58,9 @@ def corpus_stage(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> S
 def masks_stage(cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> Stage:
     """The stage that builds the label maps of the cell's corpus with its mask source; method and task do not matter."""
     planner = _Planner(cell, registry, roots)
-    stage = planner.masks(planner.mask_source(cell.masks or ""), planner.corpus(cell.corpus_names()))
+    stage = planner.masks(planner.mask_source(cell.masks or ""), planner.sources.corpus(cell.corpus_names()))
     planner.sections.refuse_unread()
     return stage
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the images of a data set come from.
-
-    Attributes:
-        spec: The data set, with the fingerprint of its files where they are the user's.
-        generated: The stage that makes its images, or None.
-        folder: The user's folder, or None.
-    """
-
-    spec: DatasetSpec
-    generated: Stage | None = None
-    folder: Path | None = None
-
-    def inputs(self, role: str) -> dict[str, Stage]:
-        """What a stage that reads the images rests on."""
-        return {role: self.generated} if self.generated else {}
-
-    @property
-    def roots(self) -> dict[str, str]:
-        """Where a stage finds the user's folder."""
-        return {self.spec.name: str(self.folder)} if self.folder else {}
-
-
-def _stage(spec: Spec, title: str, **rest: Any) -> Stage:
-    """The stage of a spec; `rest`: inputs, roots and labels."""
-    return Stage(spec.kind, spec.version, title, spec.model_dump(mode="json"), spec.locations(), **rest)
 
 
 def _only(spec: PluginSpec, names: tuple[str, ...]) -> PluginSpec:
@@ -112,20 +75,18 @@ class _Planner:
     def __init__(self, cell: Cell, registry: Registry, roots: Mapping[str, Path]) -> None:
         check_known("preset", [cell.preset], PRESETS)
         check_known("backbone", [cell.backbone] if cell.backbone else [], BACKBONES)
-        known = registry.names("datasets")
-        self.roots = {CORPORA.get(name, name): folder for name, folder in roots.items()}
-        check_known("data set", self.roots, known)
-        self.sections = Sections(cell.overrides, known)
+        named = {CORPORA.get(name, name): folder for name, folder in roots.items()}
+        check_known("data set", named, registry.names("datasets"))
+        self.sections = Sections(cell, registry)
         if cell.masks is None and "masks" in self.sections.given:
             raise SettingsError("--set masks.* sets a mask source; pass --masks as well")
         self.cell = cell
         self.registry = registry
         self.notes: list[str] = []
-        self._sources: dict[tuple[str, str], Source] = {}
-        self._corpora: dict[tuple[str, ...], Stage] = {}
+        self.sources = Sources(cell, named, self.sections, self.notes)
 
     def plan(self) -> Plan:
-        objective: Objective[Any] = self._create("objectives", self.cell.method, "objective")
+        objective: Objective[Any] = self.sections.create("objectives", self.cell.method)
         self.cell = cell = _with_backbone(self.cell, objective)
         self.notes += [f"method {objective.name}: {text}" for text in objective.describe().values()]
         task = self._task()
@@ -133,11 +94,11 @@ class _Planner:
         source = self.mask_source(cell.masks) if cell.masks is not None else None
         self._check_masks(objective)
         self._check_pairs(source, task)
-        data = self.source(task.dataset, "task")
+        data = self.sources.source(task.dataset, "task")
         below = data.inputs("data")
         asked, how = self.registry.spec("tasks", task), self.registry.spec("protocols", protocol)
         split = _only(asked, task.split_settings)
-        folds = _stage(
+        folds = stage_of(
             FoldsSpec(task=split, dataset=data.spec), f"folds of {task.name}", inputs=below, roots=data.roots
         )
         audit = self._audit(task, split, data) if objective.trains else None
@@ -149,7 +110,7 @@ class _Planner:
             f"fold{fold}": self._test(task, fold, of_fold, inputs, data.roots) for fold in range(task.settings.folds)
         }
         name, tested = cell_title(cell), {"folds": folds, **tests, **below}
-        score = _stage(
+        score = stage_of(
             ScoreSpec(task=asked, dataset=data.spec, protocol=how),
             f"score {name}",
             inputs=tested | ({"audit": audit} if audit else {}),
@@ -157,34 +118,22 @@ class _Planner:
             labels=cell_labels(cell, objective.trains),
         )
         seen_by = self.registry.spec("mask_sources", source) if source else None
-        size = self._core(CorpusSettings).size
-        panel = _stage(
+        size = self.sections.core(CorpusSettings).size
+        panel = stage_of(
             PanelSpec(task=asked, dataset=data.spec, masks=seen_by, size=size),
             f"pictures of {name}",
             inputs=tested | ({"fit": fit} if fit else {}),
             roots=data.roots,
         )
+        keeps = self.sections.core(FinetuneSettings).keep == "networks"
+        network = 4 * protocol.parameters(str(cell.backbone)) if keeps else 0
         self.sections.refuse_unread()
-        kept = 0 if self._core(FinetuneSettings).keep == "predictions" else protocol.parameters(str(cell.backbone))
-        return Plan(cell, score, panel, audit, tuple(self.notes), 4 * kept * task.settings.folds)
+        return Plan(cell, score, panel, audit, tuple(self.notes), network * task.settings.folds)
 
     def mask_source(self, name: str) -> MaskSource[Any]:
-        source: MaskSource[Any] = self._create("mask_sources", name, "masks")
+        source: MaskSource[Any] = self.sections.create("mask_sources", name)
         self.notes += [f"masks {name}: {text}" for text in source.describe().values()]
         return source
-
-    def corpus(self, names: list[str]) -> Stage:
-        """Packs data sets into one corpus; the same one in whatever order they are named."""
-        found = self._corpora.get(key := tuple(sorted(names)))
-        if found is None:
-            sources = {name: self.source(name, "train") for name in key}
-            spec = CorpusSpec(
-                size=self._core(CorpusSettings).size, datasets={name: source.spec for name, source in sources.items()}
-            )
-            inputs = {role: stage for name, source in sources.items() for role, stage in source.inputs(name).items()}
-            roots = {name: folder for source in sources.values() for name, folder in source.roots.items()}
-            found = self._corpora[key] = _stage(spec, f"pack {'+'.join(key)}", inputs=inputs, roots=roots)
-        return found
 
     def masks(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None = None) -> Stage:
         """Builds label maps of a corpus; rows that `audit` found are not fitted on."""
@@ -192,32 +141,7 @@ class _Planner:
         if fit := self._fit(source, corpus, audit):
             inputs["fit"] = fit
         spec = MasksSpec(masks=self.registry.spec("mask_sources", source))
-        return _stage(spec, f"{source.name} masks of {corpus.title.removeprefix('pack ')}", inputs=inputs)
-
-    def source(self, name: str, role: str) -> Source:
-        """A data set to pre-train on or to fit on (`train`), or of a `task`: the two never share a patient."""
-        if (name, role) not in self._sources:
-            self._sources[name, role] = self._find(name, role)
-        return self._sources[name, role]
-
-    def _find(self, name: str, role: str) -> Source:
-        dataset: Dataset[Any] = self._create("datasets", name, f"data.{name}")
-        spec = DatasetSpec(**dict(self.registry.spec("datasets", dataset)))
-        if not self._is_generated(name):
-            index = find_data(dataset, self.roots)
-            self.notes += [f"{name}: {warning}" for warning in index.warnings]
-            folder = data_folder(name, self.roots)
-            return Source(spec.model_copy(update={"fingerprint": index.fingerprint}), folder=folder)
-        if "ANAUS_DATA" in os.environ and (folder := data_folder(name, {})):
-            self.notes.append(
-                f"{name}: preset {self.cell.preset} generates phantoms; the folder {str(folder)!r} under ANAUS_DATA is "
-                f"not used unless --data-root {name}={folder} names it"
-            )
-        phantom = self._core(PhantomSettings)
-        seed = 2 * phantom.seed + (role == "task")
-        generate = PhantomsSpec(dataset=spec, count=getattr(phantom, role), size=phantom.size, seed=seed)
-        title = f"generate images of {name} for the {'task' if role == 'task' else 'corpus'}"
-        return Source(spec, generated=_stage(generate, title))
+        return stage_of(spec, f"{source.name} masks of {corpus.title.removeprefix('pack ')}", inputs=inputs)
 
     def _task(self) -> Task[Any]:
         given, cls = self.sections.given.get("task", {}), self.registry.get("tasks", self.cell.task)
@@ -227,11 +151,11 @@ class _Planner:
                 f"--set task.{misplaced[0]} is a setting of how the encoder is used on the task; write --set "
                 f"protocol.{misplaced[0]}"
             )
-        task: Task[Any] = self._create("tasks", self.cell.task, "task")
+        task: Task[Any] = self.sections.create("tasks", self.cell.task)
         return task
 
     def _protocol(self, task: Task[Any]) -> Protocol[Any, Any]:
-        protocol: Protocol[Any, Any] = self._create("protocols", self.cell.protocol or task.protocol, "protocol")
+        protocol: Protocol[Any, Any] = self.sections.create("protocols", self.cell.protocol or task.protocol)
         if not isinstance(task, protocol.task_class):
             fitting = [
                 name
@@ -255,22 +179,22 @@ class _Planner:
         """Predicts one fold, with a network that is kept or, where predictions alone are kept, trained on the way."""
         number = f"{task.name}, fold {fold + 1} of {task.settings.folds}"
         predict = PredictSpec(**of_fold, fold=fold)
-        if self._core(FinetuneSettings).keep == "predictions":
-            return _stage(predict, f"fine-tune and predict {number}", inputs=inputs, roots=roots)
-        finetune = _stage(FinetuneSpec(**of_fold, fold=fold), f"fine-tune {number}", inputs=inputs, roots=roots)
+        if self.sections.core(FinetuneSettings).keep == "predictions":
+            return stage_of(predict, f"fine-tune and predict {number}", inputs=inputs, roots=roots)
+        finetune = stage_of(FinetuneSpec(**of_fold, fold=fold), f"fine-tune {number}", inputs=inputs, roots=roots)
         below = {role: stage for role, stage in inputs.items() if role != "pretrain"}
-        return _stage(predict, f"predict {number}", inputs={"finetune": finetune, **below}, roots=roots)
+        return stage_of(predict, f"predict {number}", inputs={"finetune": finetune, **below}, roots=roots)
 
     def _audit(self, task: Task[Any], split: PluginSpec, data: Source) -> Stage:
         names = self.cell.corpus_names()
-        if task.dataset in names and not self._is_generated(task.dataset):
+        if task.dataset in names and not self.sources.is_generated(task.dataset):
             raise LeakageError(
                 f"corpus {'+'.join(names)!r} holds {task.dataset!r}, on which task {task.name!r} tests; "
                 "pass another --corpus"
             )
-        spec = AuditSpec(task=split, dataset=data.spec, overlap=self._core(CorpusSettings).overlap)
-        inputs = {"corpus": self.corpus(names), **data.inputs("data")}
-        return _stage(spec, f"look for test images of {task.name} in the corpus", inputs=inputs, roots=data.roots)
+        spec = AuditSpec(task=split, dataset=data.spec, overlap=self.sections.core(CorpusSettings).overlap)
+        inputs = {"corpus": self.sources.corpus(names), **data.inputs("data")}
+        return stage_of(spec, f"look for test images of {task.name} in the corpus", inputs=inputs, roots=data.roots)
 
     def _pretrain(
         self, objective: Objective[Any], source: MaskSource[Any] | None, audit: Stage | None
@@ -295,12 +219,12 @@ class _Planner:
             digest = weights_identity(settings.weights, objective.imagenet[backbone])
             spec = spec.model_copy(update={"weights": digest, "weights_file": settings.weights})
         if not objective.trains:
-            return _stage(spec, f"{cell.method} encoder ({backbone})"), None
+            return stage_of(spec, f"{cell.method} encoder ({backbone})"), None
         protocol = settings.model_dump(mode="json", exclude={"init", "weights"})
         names = cell.corpus_names()
         if "labels" in objective.needs and not any(self.registry.get("datasets", name).classes for name in names):
             raise DataError(f"objective {objective.name!r} needs class labels; corpus {'+'.join(names)!r} has none")
-        inputs = {"corpus": self.corpus(names)}
+        inputs = {"corpus": self.sources.corpus(names)}
         if audit is not None and audit.spec["overlap"] == "exclude":
             inputs["audit"] = audit
         fit = None
@@ -308,11 +232,7 @@ class _Planner:
             inputs["masks"] = self.masks(source, inputs["corpus"], inputs.get("audit"))
             fit = inputs["masks"].inputs.get("fit")
         spec = spec.model_copy(update={"pretrain": protocol})
-        return _stage(spec, f"pre-train {cell.method} ({backbone})", inputs=inputs), fit
-
-    def _is_generated(self, name: str) -> bool:
-        """Whether the data set is made of phantoms: those presets generate whatever has no folder of the user's."""
-        return name not in self.roots and (self.cell.on_phantoms or name == "phantom")
+        return stage_of(spec, f"pre-train {cell.method} ({backbone})", inputs=inputs), fit
 
     def _fit(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None) -> Stage | None:
         if not source.learned:
@@ -324,11 +244,11 @@ class _Planner:
                     f"mask source {source.name!r} is fitted on images with masks, and {bare[0]!r} of its pairs "
                     f"{names!r} has none; set masks.pairs to data sets with masks (see `anaus-bench list datasets`)"
                 )
-            inputs = {"pairs": self.corpus(pairs)}
+            inputs = {"pairs": self.sources.corpus(pairs)}
         else:
             inputs = {"pairs": corpus, **({"audit": audit} if audit else {})}
         spec = FitSpec(masks=self.registry.spec("mask_sources", source), seed=self.cell.seed)
-        return _stage(spec, f"fit {source.name}", inputs=inputs)
+        return stage_of(spec, f"fit {source.name}", inputs=inputs)
 
     def _check_masks(self, objective: Objective[Any]) -> None:
         name = self.cell.masks
@@ -341,21 +261,13 @@ class _Planner:
 
     def _check_pairs(self, source: MaskSource[Any] | None, task: Task[Any]) -> None:
         """A mask source must not have seen the ground truth of the task's test folds."""
-        if source is None or not source.learned or self._is_generated(task.dataset):
+        if source is None or not source.learned or self.sources.is_generated(task.dataset):
             return
         if task.dataset in source.paired_corpora().split("+"):
             text = f"mask source {source.name!r} is fitted on {task.dataset!r}, on which task {task.name!r} tests"
-            if self._core(CorpusSettings).overlap != "allow":
+            if self.sections.core(CorpusSettings).overlap != "allow":
                 raise LeakageError(f"{text}; leave it out of masks.pairs, or say --set corpus.overlap=allow")
             self.notes.append(text)
-
-    def _create(self, kind: str, name: str, section: str) -> Any:
-        """A plugin with the user's settings."""
-        return self.registry.create(kind, name, self.cell.preset, self.sections.read(section))
-
-    def _core(self, cls: type[ModelT]) -> ModelT:
-        section = CORE_OF[cls]
-        return resolve(cls, section, self.cell.preset, self.sections.read(section))
 
 
 def _with_backbone(cell: Cell, objective: Objective[Any]) -> Cell:

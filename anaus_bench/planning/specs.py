@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import pydantic
 
+from anaus_bench.interfaces import Stage
 from anaus_bench.registry import PluginSpec
 
 
@@ -159,6 +160,11 @@ class PanelSpec(OfTask):
 
     masks: PluginSpec | None
     size: int
+
+
+def stage_of(spec: Spec, title: str, **rest: Any) -> Stage:
+    """The stage of a spec; `rest`: inputs, roots and labels."""
+    return Stage(spec.kind, spec.version, title, spec.model_dump(mode="json"), spec.locations(), **rest)
 
 
 SPECS: Mapping[str, type[Spec]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from anaus_bench.errors import StoreError
+from anaus_bench.planning.specs import CorpusSpec
 from anaus_bench.store import Record, Store
 
 # Kind and role of each stage from a `score` down to the masks; a fold without a kept network has no `finetune`.
@@ -53,5 +54,5 @@ def records_below(record: Record, store: Store) -> Iterator[tuple[str, str, Reco
 
 def datasets_below(below: Sequence[tuple[str, str, Record | None]]) -> dict[str, bool]:
     """Name of each data set -> whether its images were generated for the run."""
-    corpora = [found["spec"]["datasets"] for kind, _, found in below if kind == "corpus" and found]
-    return {name: "fingerprint" not in spec for corpus in corpora for name, spec in corpus.items()}
+    corpora = [CorpusSpec.model_validate(found["spec"]) for kind, _, found in below if kind == "corpus" and found]
+    return {name: spec.fingerprint is None for corpus in corpora for name, spec in corpus.datasets.items()}

@@ -136,7 +136,7 @@ def test_the_printed_result_names_its_mark_its_folds_and_its_files(command: Comm
     assert done.code == 0
     for words in ("random on busi-cls [phantom]", "fold 1", "fold 2", "mean ± sd", "pooled", "panel.png", "images.csv"):
         assert words in done.out
-    assert "7 stages run in" in done.err
+    assert "9 stages run in" in done.err
 
 
 def test_data_and_masks_commands(command: Command) -> None:
