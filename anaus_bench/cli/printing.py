@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from anaus_bench.results.tables import Table
+if TYPE_CHECKING:
+    from anaus_bench.results.tables import Table
 
 
 def first_line(cls: type) -> str:

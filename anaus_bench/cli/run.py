@@ -29,8 +29,6 @@ from anaus_bench.cli.options import (
 from anaus_bench.cli.printing import plain_grid, print_json, print_table
 from anaus_bench.cli.stages import Workshop
 from anaus_bench.planning.plan import Plan
-from anaus_bench.planning.planner import make_plan
-from anaus_bench.planning.why import why
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import parse_overrides
 from anaus_bench.store import Store
@@ -54,6 +52,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Only what is missing is run."""
+    from anaus_bench.planning.planner import make_plan
+    from anaus_bench.results.lineage import mask_scores
+    from anaus_bench.results.tables import fold_table
+
     registry = Registry(plugin or ())
     cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     plan = make_plan(cell, registry, parse_roots(data_root))
@@ -68,9 +70,6 @@ def run(
     assert record is not None
     metrics = registry.get("tasks", task).metrics
     panel = shelf.folder(plan.panel.kind, plan.panel.key) / "panel.png"
-    from anaus_bench.results.lineage import mask_scores
-    from anaus_bench.results.tables import fold_table
-
     if as_json:
         print_json(
             {
@@ -113,6 +112,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the stages of a cell: which are in the store, which would run, and why."""
+    from anaus_bench.planning.planner import make_plan
+    from anaus_bench.planning.why import why
+
     registry = Registry(plugin or ())
     cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     made = make_plan(cell, registry, parse_roots(data_root))
