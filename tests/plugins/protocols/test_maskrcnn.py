@@ -208,6 +208,22 @@ def test_fine_tuning_leaves_the_encoder_as_it_was(stage_context: Callable[..., S
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("layers", "moves"), [(0, False), (1, True)])
+def test_statistics_of_batch_norm_move_where_its_layer_is_trained(
+    layers: int, moves: bool, stage_context: Callable[..., StageContext]
+) -> None:
+    ctx = stage_context()
+    protocol = MaskRCNN(TINY.model_copy(update={"norm": "bn", "trainable_layers": layers}))
+    network: Any = protocol.build(toy_encoder(), ())
+    last, first = network.backbone.body.layer4[1].bn2, network.backbone.body.bn1
+    before = last.running_mean.clone()
+
+    protocol.fit(network, disc_fold(train=2, test=1), DISCS, ctx)
+
+    assert torch.equal(last.running_mean, before) is not moves
+    assert not first.running_mean.any()
+
+
 @pytest.mark.parametrize("norm", ["frozen", "gn"])
 def test_images_without_a_lesion_are_trained_on(norm: str, stage_context: Callable[..., StageContext]) -> None:
     empty = Picture(np.full((64, 64), 90, dtype=np.uint8), np.zeros((64, 64), dtype=np.uint8))

@@ -133,6 +133,10 @@ def _train(
         optimizer = torch.optim.SGD(trained, rate, momentum=settings.sgd_momentum, weight_decay=decay)
     per_epoch = steps_per_epoch(len(examples), settings.batch_size)
     model.train()
+    for module in model.modules():
+        # Statistics of a frozen layer belong to its weights; batches of two would only blur them.
+        if isinstance(module, torch.nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
 
     def step(number: int) -> dict[str, Tensor]:
         for group in optimizer.param_groups:
