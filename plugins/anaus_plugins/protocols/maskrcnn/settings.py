@@ -36,7 +36,8 @@ class MaskRCNNSettings(Settings):
     norm: Literal["frozen", "bn", "gn"] = Field(
         "frozen",
         description="BatchNorm of the backbone: frozen as in the encoder, or trained where its layers are (bn; needed "
-        "from random weights); gn: frozen, with GroupNorm(32) in pyramid and heads; a ViT and its pyramid always have layer norm",
+        "from random weights); gn: frozen, with GroupNorm(32) in pyramid and heads; a ViT and its pyramid always have "
+        "layer norm",
     )
     optimiser: Literal["sgd", "adamw"] = Field(
         "sgd",
