@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from anaus_bench.errors import CountMismatch
-from anaus_bench.interfaces import Dataset, Index, MaskSource, StageInputs, Task
+from anaus_bench.interfaces import Dataset, Index, LearnedSource, MaskSource, StageInputs, Task
 from anaus_bench.registry import Registry
 
 
@@ -47,8 +47,8 @@ def open_task(
 
 
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
-    """The mask source with the state of its `fit` stage loaded, if it is learned."""
-    if fit is not None:
+    """The mask source with the state of its `fit` stage loaded, if it had one."""
+    if isinstance(source, LearnedSource) and fit is not None:
         structures = json.loads((fit / "structures.json").read_text())
         source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
     return source
