@@ -127,7 +127,7 @@ class SG(LearnedSource[SGSettings]):
 
     def _group(self, images: Tensor, recipe: View) -> Tensor:
         from anaus_bench.corpus.pixels import normalise
-        from anaus_bench.nn.slots import prototype_scores
+        from anaus_plugins.objectives.slotcon.slots import prototype_scores
 
         if self._nets is None:
             raise RuntimeError("SG groups by a trained SlotCon: call load first")
