@@ -29,7 +29,7 @@ from anaus_bench.cli.options import parse_roots
 from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.execution.progress import ConsoleProgress
 from anaus_bench.execution.runner import Runner
-from anaus_bench.interfaces import Stage
+from anaus_bench.interfaces import Stage, StoredSource
 from anaus_bench.parallel import in_processes
 from anaus_bench.planning.plan import pending
 from anaus_bench.planning.planner import corpus_stage, masks_stage
@@ -117,7 +117,7 @@ def all_sources(bench: Bench, corpus: str, anatomies: Sequence[str]) -> dict[str
     return {
         name: bench.built(name, corpus, overrides, fitted if name == "lpsam" else None)
         for name in bench.registry.names("mask_sources")
-        if not bench.registry.get("mask_sources", name).stored
+        if not issubclass(bench.registry.get("mask_sources", name), StoredSource)
     }
 
 
@@ -136,17 +136,17 @@ def scores(bench: Bench, anatomies: Sequence[str]) -> list[Table]:
 
 
 def seconds_per_image(bench: Bench, stage: Stage) -> float:
-    """CPU seconds of `segment` alone on one thread: mean over a batch of images, evenly over the corpus."""
+    """CPU seconds of the label maps alone on one thread: mean over a batch of images, evenly over the corpus."""
     torch.set_num_threads(1)
     corpus = open_corpus(bench.folder(stage.inputs["corpus"]))
     fit = bench.folder(stage.inputs["fit"]) if "fit" in stage.inputs else None
     source = ready_source(bench.registry.build(stage.spec["masks"]), fit, torch.device("cpu"))
     chosen = np.linspace(0, len(corpus) - 1, TIMED).astype(int)
     images = torch.from_numpy(corpus.images[chosen])[:, None]
-    truth = torch.from_numpy(corpus.truth[chosen]) if source.needs_truth and corpus.truth is not None else None
-    source.segment(images[:1], None if truth is None else truth[:1])  # what is built once is not counted
+    truth = torch.from_numpy(corpus.truth[chosen]) if corpus.truth is not None else None
+    source.label_maps(images[:1], None if truth is None else truth[:1], ())  # what is built once is not counted
     start = time.process_time()
-    source.segment(images, truth)
+    source.label_maps(images, truth, ())
     return (time.process_time() - start) / len(images)
 
 

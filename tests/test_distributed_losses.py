@@ -17,8 +17,8 @@ from anaus_bench.nn.contrast import detcon_nce, region_nce
 from anaus_bench.nn.contrast_images import barlow_twins, nt_xent, queue_nce, sup_con, vicreg_terms
 from anaus_bench.nn.distillation import CentredTargets
 from anaus_bench.nn.queue import Queue
-from anaus_bench.nn.slots import grouping_loss, slot_contrast
 from anaus_plugins.objectives.anaus.damage import damage
+from anaus_plugins.objectives.slotcon.slots import grouping_loss, slot_contrast
 from anaus_plugins.objectives.uscl import labelled_entropy
 from anaus_plugins.objectives.usucl import synthetic_negatives
 

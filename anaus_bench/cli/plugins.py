@@ -12,6 +12,7 @@ from rich.text import Text
 from anaus_bench.cli.options import AsJson, PluginFiles, Preset
 from anaus_bench.cli.printing import first_line, plain_grid, print_json
 from anaus_bench.errors import PluginError
+from anaus_bench.interfaces import LearnedSource, OracleSource, StoredSource
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.settings.base import PRESETS, check_known, resolve
 from anaus_bench.settings.core import CORE_SETTINGS
@@ -138,8 +139,8 @@ def _traits(registry: Registry, kind: str, cls: Any) -> dict[str, str]:
         needs = sorted(cls.needs - {"masks"})
         return {"masks": cls.takes_masks(), "corpus must have": ", ".join(needs) if cls.trains else "not used"}
     if kind == "mask_sources":
-        traits = {"a fit": cls.learned, "ground truth": cls.needs_truth, "stored label maps": cls.stored}
-        return {"needs": ", ".join(name for name, applies in traits.items() if applies)}
+        kinds = {"a fit": LearnedSource, "ground truth": OracleSource, "stored label maps": StoredSource}
+        return {"needs": ", ".join(name for name, base in kinds.items() if issubclass(cls, base))}
     if kind == "datasets":
         return {"classes": ", ".join(cls.classes), "masks of": ", ".join(cls.structures)}
     if kind == "tasks":

@@ -7,7 +7,14 @@ all state.
 
 from anaus_bench.interfaces.dataset import Dataset, Index, Picture, Sample
 from anaus_bench.interfaces.executor import Executor, Runner
-from anaus_bench.interfaces.mask_source import MaskSource
+from anaus_bench.interfaces.mask_source import (
+    ImageSource,
+    LearnedSource,
+    MaskSource,
+    OracleSource,
+    PartitionSource,
+    StoredSource,
+)
 from anaus_bench.interfaces.objective import Initialisation, Need, Objective
 from anaus_bench.interfaces.plugin import Plugin, S
 from anaus_bench.interfaces.protocol import Protocol, TaskT
@@ -26,12 +33,16 @@ __all__ = [
     "Dataset",
     "Executor",
     "Fold",
+    "ImageSource",
     "Index",
     "Initialisation",
+    "LearnedSource",
     "MaskSource",
     "Metric",
     "Need",
     "Objective",
+    "OracleSource",
+    "PartitionSource",
     "Picture",
     "Plugin",
     "Progress",
@@ -43,6 +54,7 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageInputs",
+    "StoredSource",
     "Task",
     "TaskT",
     "Tracker",

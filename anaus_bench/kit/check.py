@@ -14,7 +14,16 @@ import numpy as np
 import torch
 
 from anaus_bench.errors import DatasetNotFound
-from anaus_bench.interfaces import Dataset, MaskSource, Objective, Plugin, Protocol, StageContext
+from anaus_bench.interfaces import (
+    Dataset,
+    LearnedSource,
+    MaskSource,
+    Objective,
+    Plugin,
+    Protocol,
+    StageContext,
+    StoredSource,
+)
 from anaus_bench.kit.synthetic import SIDE, synthetic_batch, synthetic_corpus, synthetic_fold, synthetic_task
 from anaus_bench.nn.encoder import Encoder, EncoderCard
 
@@ -83,27 +92,28 @@ def check_mask_source(source: MaskSource[Any], ctx: StageContext) -> None:
     """uint8 label maps of the images' size, contiguous ids from 0, one image's map independent of its batch.
 
     Args:
-        source: With small settings; fitted here if it is learned.
+        source: With small settings; fitted here if it needs that.
         ctx: A stage's context, with empty folders.
     """
     check_description(source)
-    assert not source.stored, f"{source.name}: what is stored belongs to one folder; check it by reading that folder"
+    assert not isinstance(source, StoredSource), f"{source.name}: check what is stored by reading its own folder"
     corpus = synthetic_corpus(8)
-    if source.learned:
+    source.check(corpus)
+    if isinstance(source, LearnedSource) and source.needs_fit:
         source.load(source.fit(corpus, ctx), corpus.structures, ctx.device)
     images, truth = torch.from_numpy(corpus.images[:4])[:, None], torch.from_numpy(corpus.truth[:4])  # type: ignore[index]
-    given = truth if source.needs_truth else None
 
-    maps = source.segment(images, given)
+    maps, again = (source.label_maps(images, truth, corpus.entries[:4]) for _ in range(2))
 
     assert maps.dtype == torch.uint8 and maps.shape == truth.shape, f"{source.name}: expected (B, H, W) uint8"
     for label_map in maps:
         found = label_map.unique().tolist()
         assert found == list(range(len(found))), f"{source.name}: ids must be contiguous from 0, found {found}"
-    assert torch.equal(source.segment(images, given), maps), f"{source.name}: the same images must give the same maps"
-    single = source.segment(images[2:3], None if given is None else given[2:3])
+    assert torch.equal(again, maps), f"{source.name}: the same images must give the same maps"
+    single = source.label_maps(images[2:3], truth[2:3], corpus.entries[2:3])
     assert torch.equal(single[0], maps[2]), f"{source.name}: an image's map must not depend on its batch"
-    source.segment(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8), torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
+    black = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8)
+    source.label_maps(black, black[0], corpus.entries[:1])
 
 
 def check_protocol(protocol: Protocol[Any, Any], ctx: StageContext) -> None:

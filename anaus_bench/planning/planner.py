@@ -9,7 +9,7 @@ from typing import Any
 
 from anaus_bench.cells.cell import CORPORA, Cell, cell_labels, cell_title
 from anaus_bench.errors import DataError, LeakageError, MissingMask, SettingsError
-from anaus_bench.interfaces import MaskSource, Objective, Protocol, Stage, Task
+from anaus_bench.interfaces import LearnedSource, MaskSource, Objective, Protocol, Stage, Task
 from anaus_bench.nn.backbones import BACKBONES
 from anaus_bench.nn.weights import weights_identity
 from anaus_bench.planning.plan import Plan
@@ -235,7 +235,7 @@ class _Planner:
         return stage_of(spec, f"pre-train {cell.method} ({backbone})", inputs=inputs), fit
 
     def _fit(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None) -> Stage | None:
-        if not source.learned:
+        if not isinstance(source, LearnedSource) or not source.needs_fit:
             return None
         if names := source.paired_corpora():
             pairs = names.split("+")
@@ -261,7 +261,7 @@ class _Planner:
 
     def _check_pairs(self, source: MaskSource[Any] | None, task: Task[Any]) -> None:
         """A mask source must not have seen the ground truth of the task's test folds."""
-        if source is None or not source.learned or self.sources.is_generated(task.dataset):
+        if not isinstance(source, LearnedSource) or self.sources.is_generated(task.dataset):
             return
         if task.dataset in source.paired_corpora().split("+"):
             text = f"mask source {source.name!r} is fitted on {task.dataset!r}, on which task {task.name!r} tests"

@@ -11,7 +11,7 @@ import torch
 
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.errors import CountMismatch
-from anaus_bench.interfaces import Dataset, Fold, Index, MaskSource, StageInputs, Task
+from anaus_bench.interfaces import Dataset, Fold, Index, LearnedSource, MaskSource, StageInputs, Task
 from anaus_bench.planning.specs import DatasetSpec, FinetuneSpec, OfTask
 from anaus_bench.registry import Registry
 
@@ -52,8 +52,8 @@ def open_fold(spec: FinetuneSpec, inputs: StageInputs, registry: Registry) -> tu
 
 
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
-    """The mask source with the state of its `fit` stage loaded, if it is learned."""
-    if fit is not None:
+    """The mask source with the state of its `fit` stage loaded, if it had one."""
+    if isinstance(source, LearnedSource) and fit is not None:
         structures = json.loads((fit / "structures.json").read_text())
         source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
     return source

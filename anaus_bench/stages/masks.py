@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import PackedCorpus, open_corpus
 from anaus_bench.errors import PluginError
-from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
+from anaus_bench.interfaces import ImageSource, MaskSource, PartitionSource, StageContext, StageInputs, StoredSource
 from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
 from anaus_bench.parallel import batches, in_processes
 from anaus_bench.planning.specs import MasksSpec
@@ -44,7 +44,7 @@ def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
     source.check(corpus)
     held = _Held(ctx.resume, corpus, ctx.checkpoint_seconds)
     parts = list(batches(len(corpus), BATCH))[held.done :]
-    if source.per_image and not source.learned and len(corpus) >= POOL_FROM:
+    if isinstance(source, PartitionSource | StoredSource) and len(corpus) >= POOL_FROM:
         found = _in_processes(spec.masks, registry.files, inputs.folders["corpus"], parts)
     else:
         found = (_segmented(source, corpus, part, ctx.device) for part in parts)
@@ -54,7 +54,7 @@ def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
             held.add(part, maps, rows)
             tracker.advance(part.stop, images=part.stop - part.start, waited=0.0)
     scores = summarise(held.rows)
-    if not (source.needs_truth or source.stored):
+    if isinstance(source, ImageSource):
         scores |= _stability(source, corpus, ctx.device)
     if single := sum(row["single_region"] == 1 for row in held.rows):
         ctx.progress.note(f"{source.name}: {single} of {len(corpus)} images are one region; regions.csv marks them")
@@ -62,7 +62,7 @@ def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
     return {"scores": scores, **source.describe()}
 
 
-def _stability(source: MaskSource[Any], corpus: PackedCorpus, device: torch.device) -> Row:
+def _stability(source: ImageSource[Any], corpus: PackedCorpus, device: torch.device) -> Row:
     """Means of `stability` over a few images, evenly over the corpus."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, STABILITY_IMAGES).round().astype(int))
 
@@ -111,12 +111,9 @@ class _Held:
 def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, device: torch.device) -> Part:
     """Label maps of a slice of the corpus and their scores."""
     truth = corpus.truth[part] if corpus.truth is not None else None
-    if source.stored:
-        maps = source.read(corpus.entries[part], corpus.size)
-    else:
-        images = torch.tensor(corpus.images[part])[:, None].to(device)
-        given = torch.tensor(truth).to(device) if source.needs_truth else None
-        maps = source.segment(images, given).cpu().numpy()
+    images = torch.tensor(corpus.images[part])[:, None].to(device)
+    given = torch.tensor(truth).to(device) if truth is not None else None
+    maps = source.label_maps(images, given, corpus.entries[part]).cpu().numpy()
     if maps.dtype != np.uint8 or maps.shape != corpus.images[part].shape:
         raise PluginError(
             f"mask source {source.name!r} returned {maps.dtype} of shape {maps.shape}; expected label maps, uint8 of "

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import letterbox
 from anaus_bench.datasets.folds import read_folds
-from anaus_bench.interfaces import Case, MaskSource, StageContext, StageInputs
+from anaus_bench.interfaces import Case, MaskSource, OracleSource, StageContext, StageInputs, StoredSource
 from anaus_bench.pictures import Column, draw_panel
 from anaus_bench.planning.specs import PanelSpec
 from anaus_bench.registry import Registry
@@ -29,8 +29,8 @@ def run(spec: PanelSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
     source = None
     if spec.masks is not None:
         source = ready_source(registry.build(spec.masks), inputs.folders.get("fit"), ctx.device)
-        blind = source.needs_truth and any(case.read().mask is None for _, case in chosen)
-        if blind or source.stored:
+        blind = isinstance(source, OracleSource) and any(case.read().mask is None for _, case in chosen)
+        if blind or isinstance(source, StoredSource):
             source = None  # it has nothing to show here
     rows = []
     for fold, case in chosen:
@@ -56,8 +56,8 @@ def _regions(
     picture = case.read()
     image, (top, left, height, width) = letterbox(picture.image, size, labels=False)
     truth = None
-    if source.needs_truth and picture.mask is not None:
+    if picture.mask is not None:
         truth = torch.from_numpy(letterbox(picture.mask, size, labels=True)[0])[None].to(device)
-    label_map = source.segment(torch.from_numpy(image)[None, None].to(device), truth)[0].cpu().numpy()
+    label_map = source.label_maps(torch.from_numpy(image)[None, None].to(device), truth, ())[0].cpu().numpy()
     inside = slice(top, top + height), slice(left, left + width)
     return image[inside], label_map[inside]

@@ -36,6 +36,7 @@ def test_the_list_explains_masks_and_needs(command: Command) -> None:
     rows = {row["name"]: row for row in command("list", "masks", "--json").data["masks"]}
     assert rows["groundtruth"]["needs"] == "ground truth"
     assert rows["lpsam"]["needs"] == "a fit"
+    assert rows["imported"]["needs"] == "stored label maps"
     assert rows["grid"]["needs"] == ""
 
 

@@ -18,15 +18,15 @@ PLUGIN = '''
 import torch
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import ImageSource
 
 
-class Many(MaskSource):
+class Many(ImageSource):
     """Every pixel is a region."""
 
     name = "many"
 
-    def segment(self, images, truth=None):
+    def segment(self, images):
         count, _, height, width = images.shape
         return torch.arange(height * width).view(1, height, width).expand(count, height, width)
 

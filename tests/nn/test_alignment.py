@@ -6,7 +6,7 @@ from torch import Tensor
 
 from anaus_bench.corpus.draw import draw_crops, overlap_box
 from anaus_bench.corpus.view import Crop, View
-from anaus_bench.nn.alignment import align, box_in_view
+from anaus_plugins.objectives.slotcon.alignment import align, box_in_view
 
 
 def crop(*box: float, flip: bool = False) -> Crop:

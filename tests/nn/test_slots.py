@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anaus_bench.distributed.group import zero_loss
 from anaus_bench.nn.distillation import CentredTargets
-from anaus_bench.nn.slots import (
+from anaus_plugins.objectives.slotcon.slots import (
     dense_head,
     grouping_loss,
     prototype_scores,
@@ -16,7 +17,6 @@ from anaus_bench.nn.slots import (
     slot_contrast,
     slot_head,
     wins_a_cell,
-    zero_loss,
 )
 
 TAU = 0.2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anaus_bench.corpus.label_maps import label_by_area, paint_proposals, picture_box
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import ImageSource
 from anaus_bench.settings.base import resolve
 from anaus_plugins.mask_sources.felzenszwalb import Felzenszwalb
 from anaus_plugins.mask_sources.grid import Grid
@@ -20,10 +20,10 @@ from anaus_plugins.mask_sources.slic import SLIC
 from anaus_plugins.mask_sources.whole import Whole
 
 PARTITIONS = [Felzenszwalb, SLIC, Grid, Whole, MCG]
-Make = Callable[..., MaskSource[Any]]
+Make = Callable[..., ImageSource[Any]]
 
 
-def make(cls: type[MaskSource[Any]], **values: Any) -> MaskSource[Any]:
+def make(cls: type[ImageSource[Any]], **values: Any) -> ImageSource[Any]:
     if cls is MCG:
         pytest.importorskip("higra", reason="needs the package higra")
     return cls(resolve(cls.settings_class, "masks", overrides=values))
@@ -42,7 +42,7 @@ def ids_of(label_map: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("cls", PARTITIONS)
-def test_every_pixel_has_one_of_contiguous_ids_and_twice_gives_the_same(cls: type[MaskSource[Any]]) -> None:
+def test_every_pixel_has_one_of_contiguous_ids_and_twice_gives_the_same(cls: type[ImageSource[Any]]) -> None:
     images = squares()
 
     first, second = make(cls).segment(images), make(cls).segment(images)
@@ -55,26 +55,26 @@ def test_every_pixel_has_one_of_contiguous_ids_and_twice_gives_the_same(cls: typ
 
 
 @pytest.mark.parametrize("cls", PARTITIONS)
-def test_an_image_alone_is_segmented_as_in_a_batch(cls: type[MaskSource[Any]]) -> None:
+def test_an_image_alone_is_segmented_as_in_a_batch(cls: type[ImageSource[Any]]) -> None:
     images = squares()
 
     assert torch.equal(make(cls).segment(images)[1:], make(cls).segment(images[1:]))
 
 
 @pytest.mark.parametrize("cls", PARTITIONS)
-def test_an_empty_batch_gives_no_label_maps(cls: type[MaskSource[Any]]) -> None:
+def test_an_empty_batch_gives_no_label_maps(cls: type[ImageSource[Any]]) -> None:
     assert make(cls).segment(squares()[:0]).shape == (0, 64, 96)
 
 
 @pytest.mark.parametrize("cls", [Felzenszwalb, MCG, Whole])
 @pytest.mark.parametrize("value", [0, 77, 255])
-def test_a_constant_image_is_one_region(cls: type[MaskSource[Any]], value: int) -> None:
+def test_a_constant_image_is_one_region(cls: type[ImageSource[Any]], value: int) -> None:
     assert ids_of(make(cls).segment(torch.full((1, 1, 32, 48), value, dtype=torch.uint8))) == [0]
 
 
 @pytest.mark.parametrize("cls", PARTITIONS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2)])
-def test_tiny_pictures_are_segmented(cls: type[MaskSource[Any]], shape: tuple[int, int]) -> None:
+def test_tiny_pictures_are_segmented(cls: type[ImageSource[Any]], shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(1, 255, (1, 1, *shape), generator=generator, dtype=torch.uint8)
 
@@ -84,7 +84,7 @@ def test_tiny_pictures_are_segmented(cls: type[MaskSource[Any]], shape: tuple[in
 
 
 @pytest.mark.parametrize("cls", [Felzenszwalb, MCG])
-def test_the_dark_square_is_recovered(cls: type[MaskSource[Any]]) -> None:
+def test_the_dark_square_is_recovered(cls: type[ImageSource[Any]]) -> None:
     settings = {"scale": 20000.0} if cls is Felzenszwalb else {"regions": 2}
     square = torch.zeros(64, 96, dtype=torch.bool)
     square[16:48, 16:48] = True
@@ -96,7 +96,7 @@ def test_the_dark_square_is_recovered(cls: type[MaskSource[Any]]) -> None:
 
 
 @pytest.mark.parametrize("cls", [Felzenszwalb, SLIC, Grid, MCG])
-def test_black_margins_are_one_region_and_do_not_move_the_others(cls: type[MaskSource[Any]]) -> None:
+def test_black_margins_are_one_region_and_do_not_move_the_others(cls: type[ImageSource[Any]]) -> None:
     pictures = squares()
     letterboxed = torch.zeros(2, 1, 96, 96, dtype=torch.uint8)
     letterboxed[:, :, 16:80] = pictures

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from anaus_bench.corpus.label_maps import contiguous, split_components
-from anaus_bench.errors import DataError
+from anaus_bench.errors import MissingMask
+from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_plugins.mask_sources.groundtruth import GroundTruth, GroundTruthSettings
 
 TRUTH = torch.tensor(
@@ -36,8 +39,10 @@ def test_without_components_the_structures_are_kept_and_made_contiguous() -> Non
 
 
 def test_a_corpus_without_masks_is_refused() -> None:
-    with pytest.raises(DataError, match="no masks"):
-        GroundTruth(GroundTruthSettings()).segment(IMAGES, None)
+    bare = dataclasses.replace(synthetic_corpus(2), truth=None)
+
+    with pytest.raises(MissingMask, match="'groundtruth' needs ground truth; this corpus has no masks"):
+        GroundTruth(GroundTruthSettings()).check(bare)
 
 
 def test_maps_do_not_depend_on_the_batch_and_cover_every_pixel() -> None:

@@ -179,8 +179,8 @@ def test_a_trained_state_in_another_network_is_refused(wrong: dict[str, str]) ->
 def test_a_trained_source_is_not_fitted_and_says_where_it_is_from(tmp_path: Path) -> None:
     source = source_of(saved(), tmp_path / "lpsam.pth")
 
-    assert not source.learned
-    assert LPSAM(tiny()).learned
+    assert not source.needs_fit and source.paired_corpora() == ""
+    assert LPSAM(tiny()).needs_fit
     assert source.identity().keys() == {"trained"}
     assert "trained elsewhere" in source.describe()["trained"]
 

@@ -77,7 +77,7 @@ def test_it_is_fitted_on_the_corpus_itself_and_evaluated_without_noise(
 ) -> None:
     source = ready(state)
 
-    assert source.learned and source.paired_corpora() == ""
+    assert source.needs_fit and source.paired_corpora() == ""
     again = SG(resolve(SGSettings, "masks", "tiny")).fit(synthetic_corpus(8), silent_context(tmp_path))
     assert all(torch.equal(again[name], value) for name, value in state.items())
     assert not any(module.training for module in source._nets.modules())  # type: ignore[union-attr]

@@ -14,10 +14,10 @@ from anaus_bench.corpus.view import Crop
 from anaus_bench.errors import SettingsError
 from anaus_bench.kit.check import check_objective
 from anaus_bench.kit.synthetic import synthetic_corpus
-from anaus_bench.nn.alignment import align
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.slotcon import SlotCon, SlotConSettings
+from anaus_plugins.objectives.slotcon.alignment import align
 
 VARIANTS = {
     "own groups": (False, {}),

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import PartitionSource
 from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 REFERENCE_SIDE = 512
 """Side in pixels of the picture that `scale` and `min_size` refer to."""
@@ -32,25 +30,21 @@ class FelzenszwalbSettings(Settings):
     )
 
 
-class Felzenszwalb(MaskSource[FelzenszwalbSettings]):
+class Felzenszwalb(PartitionSource[FelzenszwalbSettings]):
     """Felzenszwalb and Huttenlocher's graph segmentation, as DetCon uses it.
 
     Greedy merging of a pixel graph; ids by decreasing area, black margins are one region.
     """
 
     name = "felzenszwalb"
-    per_image = True
     settings_class = FelzenszwalbSettings
     reference = (
         "Felzenszwalb and Huttenlocher, Efficient graph-based image segmentation, IJCV 2004, "
         "doi:10.1023/B:VISI.0000022288.19776.77; settings of Henaff et al. 2021, arXiv:2103.10957"
     )
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Label maps (B, H, W) uint8 of images (B, 1, H, W); of more than 256 regions the small ones are absorbed."""
-        return partition_images(images, self._partition)
-
-    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Merged regions; of more than 256 the small ones are absorbed."""
         from skimage.segmentation import felzenszwalb
 
         share = picture.size / REFERENCE_SIDE**2
@@ -65,6 +59,6 @@ class Felzenszwalb(MaskSource[FelzenszwalbSettings]):
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[PartitionSource[Any]]]:
     """Felzenszwalb-Huttenlocher."""
     return [Felzenszwalb]

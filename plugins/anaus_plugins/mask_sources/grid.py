@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import PartitionSource
 from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 
 class GridSettings(Settings):
@@ -23,7 +21,7 @@ class GridSettings(Settings):
     cells: int = Field(4, ge=1, le=15, description="Number of cells along each side of the picture.")
 
 
-class Grid(MaskSource[GridSettings]):
+class Grid(PartitionSource[GridSettings]):
     """Equal rectangles: the control that knows nothing of the image.
 
     `cells` x `cells` equal rectangles of every picture, up to a pixel; black margins are one region.
@@ -32,17 +30,14 @@ class Grid(MaskSource[GridSettings]):
     name = "grid"
     settings_class = GridSettings
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Label maps (B, H, W) uint8 of images (B, 1, H, W); a picture of fewer pixels than cells has fewer regions."""
-        return partition_images(images, self._partition)
-
-    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Cells; a picture of fewer pixels than cells has fewer."""
         row, column = (np.arange(side) * self.settings.cells // side for side in picture.shape)
         cells: NDArray[np.int64] = row[:, None] * self.settings.cells + column
         return cells
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[PartitionSource[Any]]]:
     """Square cells."""
     return [Grid]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from anaus_bench.errors import BadMaskValues, DuplicateId, MissingMask, SettingsError, SizeMismatch, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import StoredSource
 from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ImportedSettings(Settings):
     )
 
 
-class Imported(MaskSource[ImportedSettings]):
+class Imported(StoredSource[ImportedSettings]):
     """Label maps of a folder of yours.
 
     Files hold integer ids (0 = background), grey or one colour per region, of the image's own size or of the packed
@@ -46,8 +46,6 @@ class Imported(MaskSource[ImportedSettings]):
 
     name = "imported"
     settings_class = ImportedSettings
-    per_image = True
-    stored = True
 
     def identity(self) -> dict[str, str]:
         """Digest of the names and contents of all files.
@@ -208,6 +206,6 @@ def _compact(ids: NDArray[np.integer[Any]], path: Path) -> NDArray[np.uint8]:
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[StoredSource[Any]]]:
     """Imported label maps."""
     return [Imported]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import PartitionSource
 from anaus_bench.lazy import F, torch
 from anaus_bench.nn.weights import IMAGENET, weights_identity
 from anaus_bench.settings.base import Location, Settings
@@ -48,7 +47,7 @@ class KMeansSettings(Settings):
     }
 
 
-class KMeans(MaskSource[KMeansSettings]):
+class KMeans(PartitionSource[KMeansSettings]):
     """Superpixels grouped by K-means of their features, per image.
 
     A partition: regions need not be connected, ids by decreasing area, black margins are one region beside them.
@@ -56,7 +55,6 @@ class KMeans(MaskSource[KMeansSettings]):
 
     name = "kmeans"
     version = 2
-    per_image = True
     settings_class = KMeansSettings
     reference = "R2O: Gokul et al. 2022, arXiv:2208.11821; SLIC: Achanta et al. 2012, doi:10.1109/TPAMI.2012.120"
 
@@ -71,12 +69,8 @@ class KMeans(MaskSource[KMeansSettings]):
         texture = {"features": "superpixel texture, not ImageNet features"}
         return texture if self.settings.features == "texture" else {}
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Label maps (B, H, W) uint8 of images (B, 1, H, W); each image alone, whatever the batch."""
-        return partition_images(images, self._partition)
-
-    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Cluster of each pixel (H, W); one if the picture is constant or one pixel wide."""
+    def partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Cluster of each pixel; one if the picture is constant or one pixel wide."""
         from skimage.color import gray2rgb
         from skimage.segmentation import slic
 
@@ -144,6 +138,6 @@ def _content_seed(pixels: NDArray[np.uint8]) -> int:
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[PartitionSource[Any]]]:
     """K-means."""
     return [KMeans]

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.errors import PluginError
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import PartitionSource
 from anaus_bench.lazy import F, torch
 from anaus_bench.settings.base import Settings
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
 SCALES = {"ucm-sobel": (2.0, 1.0, 0.5), "ucm-sobel-single": (1.0,)}
 """Sizes of the image pyramid, finest first."""
@@ -45,14 +43,13 @@ class MCGSettings(Settings):
     min_area: float = Field(0.0038, ge=0, lt=1, description="Least area of a region as a share of the picture.")
 
 
-class MCG(MaskSource[MCGSettings]):
+class MCG(PartitionSource[MCGSettings]):
     """Multiscale contour hierarchy cut into a few regions (MCG-style).
 
     A partition: ids by decreasing area, black margins are one region beside those of the cut.
     """
 
     name = "mcg"
-    per_image = True
     settings_class = MCGSettings
     reference = (
         "Pont-Tuset et al., Multiscale combinatorial grouping for image segmentation and object proposal generation, "
@@ -63,16 +60,13 @@ class MCG(MaskSource[MCGSettings]):
         """Says that this is not the published MCG."""
         return {"mcg": "MCG-style: UCM from Sobel gradients, no structured forest, no proposals ranking"}
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Label maps (B, H, W) uint8 of images (B, 1, H, W).
+    def partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The cut of the hierarchy.
 
         Raises:
             PluginError: higra is not installed.
         """
-        higra = _import_higra()
-        return partition_images(images, lambda picture: self._partition(picture, higra))
-
-    def _partition(self, picture: NDArray[np.uint8], hg: ModuleType) -> NDArray[np.int64]:
+        hg = _import_higra()
         if picture.min() == picture.max():
             return np.zeros(picture.shape, dtype=np.int64)
         graph = hg.get_4_adjacency_graph(picture.shape)
@@ -136,6 +130,6 @@ def _import_higra() -> ModuleType:
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[PartitionSource[Any]]]:
     """MCG-style regions."""
     return [MCG]

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from anaus_bench.corpus.label_maps import map_images, paint_proposals, picture_box
 from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import ImageSource
 from anaus_bench.lazy import torch
 from anaus_bench.nn.weights import SAM_VIT_B, load_weights, weights_identity
 from anaus_bench.settings.base import Location, Settings
@@ -71,7 +71,7 @@ class SAMSettings(Settings):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"demo": _TINY, "tiny": _TINY}
 
 
-class SAM(MaskSource[SAMSettings]):
+class SAM(ImageSource[SAMSettings]):
     """SAM without adaptation, in everything mode.
 
     Painted proposals: id 0 is what none covers, the whole image where SAM finds nothing.
@@ -97,7 +97,7 @@ class SAM(MaskSource[SAMSettings]):
             return {"weights": f"sam: random weights (size {self.settings.size}), not SAM: its masks mean nothing"}
         return {}
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+    def segment(self, images: Tensor) -> Tensor:
         """Label maps (B, H, W) uint8 of images (B, 1, H, W).
 
         Raises:
@@ -189,6 +189,6 @@ def _tiny_sam() -> Sam:
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[ImageSource[Any]]]:
     """Vanilla SAM."""
     return [SAM]

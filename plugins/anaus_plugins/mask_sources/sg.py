@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from pydantic import Field, model_validator
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import LearnedSource
 from anaus_bench.lazy import F, nn, torch
 from anaus_bench.nn.weights import IMAGENET, weights_identity
 from anaus_bench.parallel import batches
@@ -59,7 +59,7 @@ class SGSettings(Settings):
     }
 
 
-class SG(MaskSource[SGSettings]):
+class SG(LearnedSource[SGSettings]):
     """Semantic groups of SlotCon.
 
     Prototypes learned on the corpus itself; a region is what one prototype wins, connected or not.
@@ -68,7 +68,6 @@ class SG(MaskSource[SGSettings]):
     name = "sg"
     settings_class = SGSettings
     reference = SlotCon.reference
-    learned = True
 
     def __init__(self, settings: SGSettings) -> None:
         super().__init__(settings)
@@ -119,7 +118,7 @@ class SG(MaskSource[SGSettings]):
         self._nets.load_state_dict(dict(state))
         self._nets.to(device).eval()
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+    def segment(self, images: Tensor) -> Tensor:
         """Label maps (B, H, W) uint8 of images (B, 1, H, W); ids in the order of the prototypes."""
         (recipe, _) = SlotCon(self.settings.slotcon).views(self.settings.side)
         with torch.inference_mode():
@@ -128,7 +127,7 @@ class SG(MaskSource[SGSettings]):
 
     def _group(self, images: Tensor, recipe: View) -> Tensor:
         from anaus_bench.corpus.pixels import normalise
-        from anaus_bench.nn.slots import prototype_scores
+        from anaus_plugins.objectives.slotcon.slots import prototype_scores
 
         if self._nets is None:
             raise RuntimeError("SG groups by a trained SlotCon: call load first")
@@ -149,6 +148,6 @@ class SG(MaskSource[SGSettings]):
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[LearnedSource[Any]]]:
     """Semantic groups of SlotCon."""
     return [SG]

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from anaus_bench.corpus.label_maps import partition_images
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import PartitionSource
 from anaus_bench.settings.base import Settings
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
 
 class SLICSettings(Settings):
@@ -29,25 +27,21 @@ class SLICSettings(Settings):
     sigma: float = Field(0.0, ge=0, description="Gaussian smoothing before, in pixels (skimage's default).")
 
 
-class SLIC(MaskSource[SLICSettings]):
+class SLIC(PartitionSource[SLICSettings]):
     """SLIC superpixels.
 
     K-means of position and grey level with local search; connected superpixels, black margins are one region.
     """
 
     name = "slic"
-    per_image = True
     settings_class = SLICSettings
     reference = (
         "Achanta et al., SLIC superpixels compared to state-of-the-art superpixel methods, TPAMI 2012, "
         "doi:10.1109/TPAMI.2012.120; settings of R2O, Gokul et al. 2022, arXiv:2208.11821"
     )
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
-        """Label maps (B, H, W) uint8 of images (B, 1, H, W)."""
-        return partition_images(images, self._partition)
-
-    def _partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    def partition(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Superpixels."""
         from skimage.segmentation import slic
 
         superpixels: NDArray[np.int64] = slic(
@@ -63,6 +57,6 @@ class SLIC(MaskSource[SLICSettings]):
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[PartitionSource[Any]]]:
     """SLIC superpixels."""
     return [SLIC]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource
+from anaus_bench.interfaces import ImageSource
 from anaus_bench.lazy import torch
 from anaus_bench.settings.base import Settings
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Whole(MaskSource[Settings]):
+class Whole(ImageSource[Settings]):
     """The whole image as one region: the control without regions.
 
     One region per image, letterbox included.
@@ -21,12 +21,12 @@ class Whole(MaskSource[Settings]):
 
     name = "whole"
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+    def segment(self, images: Tensor) -> Tensor:
         """Zeros."""
         return torch.zeros_like(images[:, 0])
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[ImageSource[Any]]]:
     """Whole image."""
     return [Whole]

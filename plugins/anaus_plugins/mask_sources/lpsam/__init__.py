@@ -12,7 +12,7 @@ import numpy as np
 
 from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.interfaces import MaskSource, StageContext
+from anaus_bench.interfaces import LearnedSource, StageContext
 from anaus_bench.lazy import F, torch
 from anaus_bench.nn.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 
 
-class LPSAM(MaskSource[LPSAMSettings]):
+class LPSAM(LearnedSource[LPSAMSettings]):
     """Anatomical structures: the connected parts of the mask of each structure class it was trained on."""
 
     name = "lpsam"
     settings_class = LPSAMSettings
     reference = "AnaUS, arXiv:2605.25402; SAM: Kirillov et al. 2023, arXiv:2304.02643"
-    learned = True
 
-    def __init__(self, settings: LPSAMSettings) -> None:
-        super().__init__(settings)
-        self.learned = settings.trained is None
+    @property
+    def needs_fit(self) -> bool:
+        """Unless a trained state is given."""
+        return self.settings.trained is None
 
     def identity(self) -> dict[str, str]:
         """Digest of the trained state, else of the SAM weights it starts from.
@@ -58,8 +58,8 @@ class LPSAM(MaskSource[LPSAMSettings]):
         return {"weights": "random initialisation, not SAM"} if self.settings.weights == "random" else {}
 
     def paired_corpora(self) -> str:
-        """Names of the data sets with masks."""
-        return self.settings.pairs
+        """Names of the data sets with masks; none of a trained state."""
+        return self.settings.pairs if self.needs_fit else ""
 
     def fit(self, pairs: PackedCorpus, ctx: StageContext) -> dict[str, Tensor]:
         """Both training stages; the whole network's state on the CPU.
@@ -107,7 +107,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
             net = LPSAMNetwork(self.settings, structures)
         return net.eval().requires_grad_(False)
 
-    def segment(self, images: Tensor, truth: Tensor | None = None) -> Tensor:
+    def segment(self, images: Tensor) -> Tensor:
         """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
         from anaus_bench.corpus.label_maps import split_components
 
@@ -156,6 +156,6 @@ def _trained_file(path: str) -> Path:
 
 
 @hookimpl
-def anaus_mask_sources() -> list[type[MaskSource[Any]]]:
+def anaus_mask_sources() -> list[type[LearnedSource[Any]]]:
     """LP-SAM."""
     return [LPSAM]

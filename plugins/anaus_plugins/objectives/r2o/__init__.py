@@ -157,9 +157,8 @@ class R2O(Objective[R2OSettings]):
         Other regions do not enter the heads, so that their batch norm sees no empty vectors. Fewer than two regions in
         any process, which batch norm cannot take, give 0. Each process clusters its own images.
         """
-        from anaus_bench.distributed.group import divisor, least
+        from anaus_bench.distributed.group import divisor, least, zero_loss
         from anaus_bench.nn.pooling import embedding_spread, soft_masks
-        from anaus_bench.nn.slots import zero_loss
 
         label_maps, num_regions = self._regions(nets, batch)
         side = batch.views[0].shape[-1] // STRIDE

@@ -6,13 +6,11 @@ slots are float32 whatever the autocast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.distributed.group import divisor, gather_rows, least
+from anaus_bench.distributed.group import divisor, gather_rows, least, zero_loss
 from anaus_bench.nn.pooling import mask_pool
 
 ATTENTION_FLOOR = 1e-6  # of a group in a cell: a group that no cell chooses is the plain mean of the view
@@ -104,13 +102,6 @@ def slot_contrast(
         queries, keys = F.normalize(predictions.float(), dim=1), F.normalize(keys[is_key].float(), dim=1)
         loss = F.cross_entropy(queries @ keys.T / temperature, place[anchors])
         return 2 * temperature * loss * (len(rows) / divisor(anchors.sum()))
-
-
-def zero_loss(features: Sequence[Tensor], *heads: nn.Module) -> Tensor:
-    """0, with gradients of 0 for the features and the heads' parameters: every process must have them."""
-    sums = [tensor.float().sum() for tensor in features]
-    sums += [parameter.sum() for head in heads for parameter in head.parameters()]
-    return torch.stack(sums).sum() * 0
 
 
 def _initialised(*layers: nn.Module) -> nn.Sequential:

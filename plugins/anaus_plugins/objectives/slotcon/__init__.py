@@ -138,7 +138,7 @@ class SlotCon(Objective[SlotConSettings]):
         """Online and target networks; prototypes start from a standard normal."""
         from anaus_bench.nn.distillation import CentredTargets
         from anaus_bench.nn.momentum import frozen_copy
-        from anaus_bench.nn.slots import dense_head, slot_head
+        from anaus_plugins.objectives.slotcon.slots import dense_head, slot_head
 
         settings = self.settings
         online = {
@@ -154,7 +154,7 @@ class SlotCon(Objective[SlotConSettings]):
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Grouping loss (not with hard masks) and slot contrast, weighted; each the sum of both directions."""
         from anaus_bench.nn.pooling import embedding_spread
-        from anaus_bench.nn.slots import slot_contrast
+        from anaus_plugins.objectives.slotcon.slots import slot_contrast
 
         settings = self.settings
         online = [self._project(nets, view) for view in batch.views]  # (B, D, h, w)
@@ -207,7 +207,7 @@ class SlotCon(Objective[SlotConSettings]):
         return projections.float()
 
     def _scores(self, nets: nn.ModuleDict, projections: Tensor, network: str = "") -> Tensor:
-        from anaus_bench.nn.slots import prototype_scores
+        from anaus_plugins.objectives.slotcon.slots import prototype_scores
 
         return prototype_scores(projections, cast("nn.Embedding", nets[f"{network}prototypes"]).weight)
 
@@ -216,8 +216,8 @@ class SlotCon(Objective[SlotConSettings]):
     ) -> Tensor:
         """L_group over the pixels that both crops show, in both directions; then moves the centre."""
         from anaus_bench.corpus.draw import overlap_box
-        from anaus_bench.nn.alignment import align
-        from anaus_bench.nn.slots import grouping_loss
+        from anaus_plugins.objectives.slotcon.alignment import align
+        from anaus_plugins.objectives.slotcon.slots import grouping_loss
 
         settings, crops = self.settings, batch.crops
         targets = cast("CentredTargets", nets["targets"])
@@ -241,7 +241,7 @@ class SlotCon(Objective[SlotConSettings]):
 
     def _prototype_slots(self, projections: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Slots]:
         """Slots of each view; one exists if its prototype wins a cell of the view."""
-        from anaus_bench.nn.slots import prototype_slots, wins_a_cell
+        from anaus_plugins.objectives.slotcon.slots import prototype_slots, wins_a_cell
 
         temperature = self.settings.target_temperature
         return [
@@ -259,7 +259,7 @@ class SlotCon(Objective[SlotConSettings]):
     def _mask_slots(self, projections: Sequence[Tensor], masks: Sequence[Tensor]) -> list[Slots]:
         """Slots of each view's regions; one exists if it covers half a cell in all, or most of any."""
         from anaus_bench.nn.pooling import mask_pool
-        from anaus_bench.nn.slots import wins_a_cell
+        from anaus_plugins.objectives.slotcon.slots import wins_a_cell
 
         with torch.autocast(projections[0].device.type, enabled=False):
             return [
