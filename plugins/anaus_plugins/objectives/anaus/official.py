@@ -27,27 +27,28 @@ class AnaUSSettings(PaperSettings):
     """The paper's settings, and the authors' switches, off by default; those of `context` stand among its choices."""
 
     loss: Literal["eq5", "detcon"] = pydantic.Field(
-        "eq5",
+        default="eq5",
         description="Eq. 5, or DetCon-B's cross-entropy (the authors' code); equal if ids are unique in each image",
     )
     pairing: Literal["shared", "independent"] = pydantic.Field(
-        "shared",
+        default="shared",
         description="One draw of ids per image for both views and networks, of those visible in both views; "
         "or a draw of its own for each (the authors' code)",
     )
     weighting: Literal["coverage", "uniform"] = pydantic.Field(
-        "coverage", description="Ids are drawn by the area they cover (paper), or uniformly (the authors' code)"
+        default="coverage", description="Ids are drawn by the area they cover (paper), or uniformly (the authors' code)"
     )
     masks: Literal["soft", "hard"] = pydantic.Field(
-        "soft", description="A cell belongs to each id by its share (paper), or to the largest one (the authors' code)"
+        default="soft",
+        description="A cell belongs to each id by its share (paper), or to the largest one (the authors' code)",
     )
     heads: Literal["per_scale", "shared"] = pydantic.Field(
-        "per_scale",
+        default="per_scale",
         description="g_s and q_s per scale (paper); or one projector for all but the coarsest scale and "
         "one predictor for all (the authors' code)",
     )
     momentum_updates: int = pydantic.Field(
-        1,
+        default=1,
         ge=1,
         description="Moving-average updates per step, made as one of momentum m^n; the authors' code: one per scale",
     )
