@@ -17,7 +17,8 @@ from anaus_bench.settings.base import resolve
 from anaus_bench.training.lars import LARS, parameter_groups
 from anaus_plugins.objectives.anaus import AnaUS
 from anaus_plugins.objectives.anaus.context import distance, is_usable
-from anaus_plugins.objectives.anaus.settings import AnaUSSettings, ContextSettings
+from anaus_plugins.objectives.anaus.official import AnaUSSettings
+from anaus_plugins.objectives.anaus.settings import ContextSettings, PaperSettings
 
 SIZE = 64
 
@@ -83,6 +84,27 @@ def test_every_switch_gives_a_finite_loss_and_reaches_all_trained_parameters_onl
     assert all(value.isfinite() and not value.requires_grad and value.ndim == 0 for value in logs.values())
     for name, parameter in nets.named_parameters():
         assert (parameter.grad is None) == name.startswith("target_"), name
+
+
+def test_the_switches_of_the_authors_code_are_all_on_in_their_preset_and_off_in_every_other() -> None:
+    switches = AnaUSSettings.model_fields.keys() - PaperSettings.model_fields.keys()
+    paper = make("paper").settings.model_dump(include=switches)
+
+    official = make("official").settings.model_dump(include=switches)
+
+    assert switches == {name for name in switches if official[name] != paper[name]}
+    for preset in ("native", "demo", "tiny"):
+        assert make(preset).settings.model_dump(include=switches) == paper
+
+
+def test_shared_heads_are_one_projector_below_the_coarsest_scale_and_one_predictor() -> None:
+    nets = build(make(heads="shared"))
+
+    for name in ("projectors", "target_projectors"):
+        heads = nets[name]
+        assert heads["32"] is not heads["16"]
+        assert heads["16"] is heads["8"] is heads["4"]
+    assert len({id(head) for head in nets["predictors"].values()}) == 1
 
 
 def test_official_preset_trains() -> None:

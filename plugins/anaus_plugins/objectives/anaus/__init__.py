@@ -2,26 +2,25 @@
 
 Online and target networks see two views. At each scale the features under K masks drawn from the label map are
 contrasted with the target's (Eq. 4 and 5); the online network also predicts the target's features of the views'
-overlap from a damaged copy of it (Eq. 6).
+overlap from a damaged copy of it (Eq. 6, `context`). What only the authors' code does is in `official`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from anaus_bench.errors import SettingsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Need, Objective
 from anaus_bench.lazy import nn, torch
-from anaus_plugins.objectives.anaus.context import distance, is_usable
-from anaus_plugins.objectives.anaus.settings import DEEPEST, SCALES, AnaUSSettings
+from anaus_plugins.objectives.anaus.official import AnaUSSettings, share_heads
+from anaus_plugins.objectives.anaus.settings import SCALES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from anaus_bench.corpus.batch import Batch
-    from anaus_bench.corpus.view import Crop, View
+    from anaus_bench.corpus.view import View
     from anaus_bench.nn.encoder import Encoder
     from anaus_bench.nn.regions import RegionSampler
 
@@ -55,7 +54,7 @@ class AnaUS(Objective[AnaUSSettings]):
         """
         from anaus_bench.corpus.view import View
 
-        context, divisors = self.settings.context, {"the coarsest stride": DEEPEST}
+        context, divisors = self.settings.context, {"the coarsest stride": SCALES[0]}
         if context.enabled:
             divisors["objective.context.damage.patch"] = context.damage.patch
         if context.enabled and context.pool == "grid":
@@ -71,29 +70,15 @@ class AnaUS(Objective[AnaUSSettings]):
         from anaus_bench.nn.heads import mlp
         from anaus_bench.nn.momentum import frozen_copy
 
-        settings = self.settings
-        projectors, predictors = nn.ModuleDict(), nn.ModuleDict()
+        settings, projectors, predictors = self.settings, nn.ModuleDict(), nn.ModuleDict()
+        width = settings.projection_dim
         for stride in self.strides:
-            shared = str(SCALES[1]) if settings.heads == "shared" and stride < SCALES[1] else None
-            projectors[str(stride)] = (
-                projectors[shared]
-                if shared
-                else mlp(encoder.channels[stride], settings.projector_hidden, settings.projection_dim)
-            )
-            predictors[str(stride)] = (
-                predictors[str(DEEPEST)]
-                if settings.heads == "shared" and stride != DEEPEST
-                else mlp(settings.projection_dim, settings.predictor_hidden, settings.projection_dim)
-            )
-        return nn.ModuleDict(
-            {
-                "encoder": encoder,
-                "projectors": projectors,
-                "predictors": predictors,
-                "target_encoder": frozen_copy(encoder),
-                "target_projectors": frozen_copy(projectors),
-            }
-        )
+            projectors[str(stride)] = mlp(encoder.channels[stride], settings.projector_hidden, width)
+            predictors[str(stride)] = mlp(width, settings.predictor_hidden, width)
+        if settings.heads == "shared":
+            share_heads(projectors, predictors)
+        target = {"target_encoder": frozen_copy(encoder), "target_projectors": frozen_copy(projectors)}
+        return nn.ModuleDict({"encoder": encoder, "projectors": projectors, "predictors": predictors, **target})
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """L_ana + lambda_ctx L_ctx, each summed over the scales.
@@ -101,10 +86,12 @@ class AnaUS(Objective[AnaUSSettings]):
         Logs both, the contrast of each scale, the mean cosine of positives, the spread of the target's projections and
         the share of usable overlaps.
         """
-        generator = torch.Generator().manual_seed(batch.seed)
-        loss, logs = self._contrast(nets, batch, generator)
+        from anaus_plugins.objectives.anaus.context import context_loss
+
+        sampler, generator = self._sampler(), torch.Generator().manual_seed(batch.seed)
+        loss, logs = self._contrast(nets, batch, sampler, generator)
         if self.settings.context.enabled:
-            context, context_logs = self._context(nets, batch, generator)
+            context, context_logs = context_loss(nets, batch, self.settings.context, sampler, generator)
             loss = loss + self.settings.lambda_ctx * context
             logs.update(context_logs)
         return loss, {name: value.detach() for name, value in logs.items()}
@@ -118,21 +105,22 @@ class AnaUS(Objective[AnaUSSettings]):
             momentum_update(nets[f"target_{name}"], nets[name], momentum)
 
     def _contrast(
-        self, nets: nn.ModuleDict, batch: Batch, generator: torch.Generator
+        self, nets: nn.ModuleDict, batch: Batch, sampler: RegionSampler, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_ana: Eq. 5 over directions and scales."""
         from anaus_bench.distributed.group import gather_rows
         from anaus_bench.nn.contrast import detcon_nce, positive_cosine, region_nce
         from anaus_bench.nn.pooling import embedding_spread
+        from anaus_plugins.objectives.anaus.networks import predict, project_target
 
         settings = self.settings
         nce = region_nce if settings.loss == "eq5" else detcon_nce
         directions = ((0, 1), (1, 0)) if settings.symmetric else ((0, 1),)
         needed = sorted({other for _, other in directions} if settings.negatives == "cross" else {0, 1})
         first, second = batch.label_maps
-        online, target = self._sampler().draw_pair(first, second, generator)
-        predictions = {view: self._predict(nets, batch.views[view], online[view].masks) for view, _ in directions}
-        projections = {view: self._project_target(nets, batch.views[view], target[view].masks) for view in needed}
+        online, target = sampler.draw_pair(first, second, generator)
+        predictions = {view: predict(nets, batch.views[view], online[view].masks) for view, _ in directions}
+        projections = {view: project_target(nets, batch.views[view], target[view].masks) for view in needed}
         all_ids = {view: gather_rows(target[view].ids)[0] for view in needed}
 
         logs: dict[str, Tensor] = {}
@@ -142,118 +130,24 @@ class AnaUS(Objective[AnaUSSettings]):
             losses = []
             for view, other in directions:
                 blocks = (other, view) if settings.negatives == "both" else (other,)
-                losses.append(
-                    nce(
-                        predictions[view][stride],
-                        torch.stack([gathered[block][0] for block in blocks]),
-                        online[view].ids,
-                        torch.stack([all_ids[block] for block in blocks]),
-                        settings.temperature,
-                        first_image=gathered[other][1],
-                    )
-                )
-                pair = predictions[view][stride].detach(), projections[other][stride]
-                cosines.append(positive_cosine(*pair, online[view].ids, target[other].ids))
+                anchors, own = predictions[view][stride], online[view].ids
+                candidates = torch.stack([gathered[block][0] for block in blocks])
+                ids = torch.stack([all_ids[block] for block in blocks])
+                losses.append(nce(anchors, candidates, own, ids, settings.temperature, gathered[other][1]))
+                cosines.append(positive_cosine(anchors.detach(), projections[other][stride], own, target[other].ids))
             logs[f"contrast_stride{stride}"] = torch.stack(losses).sum()
         loss = torch.stack(list(logs.values())).sum()
         logs["contrast"] = loss
         logs["positive_cosine"] = torch.stack(cosines).mean()
-        logs["projection_std"] = embedding_spread(projections[1][DEEPEST])
+        logs["projection_std"] = embedding_spread(projections[1][SCALES[0]])
         return loss, logs
-
-    def _context(
-        self, nets: nn.ModuleDict, batch: Batch, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_ctx: distance of the damaged crop's predictions to the intact crop's projections, usable overlaps only."""
-        from anaus_bench.corpus.draw import overlap_box
-        from anaus_bench.corpus.pixels import normalise, resample
-        from anaus_bench.corpus.view import Crop
-        from anaus_bench.distributed.group import divisor
-        from anaus_plugins.objectives.anaus.context import kept_statistics
-        from anaus_plugins.objectives.anaus.damage import damage
-
-        settings, recipe = self.settings.context, batch.recipes[0]
-        box = overlap_box(batch.crops[0], batch.crops[1])
-        usable = is_usable(box, batch.source.shape[-1], settings)
-        # An unusable overlap is replaced by view 1's crop, with weight 0, so that shapes do not depend on the draw.
-        crop = Crop(torch.where(usable[:, None], box, batch.crops[0].box), torch.zeros_like(usable))
-        intact = resample(batch.source.float().div(255), crop, recipe.size, recipe.interpolation)
-        seen, hidden = self._context_photometry(intact, batch, generator)
-        damaged = damage(seen, **settings.damage.model_dump(), seed=batch.seed)
-
-        masks = self._context_masks(batch, crop, generator)
-        kept = () if settings.damaged_statistics else (nets["encoder"], nets["projectors"], nets["predictors"])
-        with kept_statistics(*kept):
-            predictions = self._predict(nets, normalise(damaged, recipe), masks)
-        projections = self._project_target(nets, normalise(hidden, batch.recipes[1]), masks)
-        usable = usable.to(intact.device, non_blocking=True)
-        loss = torch.stack(
-            [
-                (distance(predictions[stride], projections[stride], settings.normalize).mean(dim=1) * usable).sum()
-                for stride in self.strides
-            ]
-        ).sum() / divisor(usable.sum())
-        return loss, {"context": loss, "usable_overlap": usable.float().mean()}
-
-    def _context_photometry(self, intact: Tensor, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What is damaged for the online network, and what the target network sees."""
-        from anaus_bench.corpus.draw import draw_photometry
-        from anaus_bench.corpus.pixels import photometric
-        from anaus_bench.distributed.group import own_rows, world_size
-
-        if self.settings.context.photometric == "none":
-            return intact, intact
-        if self.settings.context.photometric == "shared":
-            drawn = draw_photometry(batch.recipes[0], world_size() * len(intact), generator)
-            seen = photometric(intact, drawn.part(own_rows(len(intact))))
-            return seen, seen
-        return photometric(intact, batch.photometry[0]), photometric(intact, batch.photometry[1])
-
-    def _context_masks(self, batch: Batch, crop: Crop, generator: torch.Generator) -> Mapping[int, Tensor]:
-        """Masks of the overlap for both networks: stride -> (B or 1, K, h, w)."""
-        from anaus_bench.corpus.pixels import resample_labels
-        from anaus_bench.nn.pooling import grid_masks
-
-        context, size = self.settings.context, batch.recipes[0].size
-        if context.pool == "masks":
-            maps = resample_labels(cast("Tensor", batch.source_masks), crop, size)
-            return self._sampler().draw(maps, generator).masks
-        cells = context.grid if context.pool == "grid" else 1
-        masks = grid_masks(cells, size, [size // stride for stride in self.strides], batch.source.device)
-        return {stride: masks[size // stride] for stride in self.strides}
 
     def _sampler(self) -> RegionSampler:
         from anaus_bench.nn.regions import RegionSampler
 
         settings = self.settings
-        return RegionSampler(
-            self.strides,
-            settings.num_masks,
-            settings.pairing,
-            settings.weighting,
-            settings.masks,
-            settings.include_background,
-        )
-
-    def _predict(self, nets: nn.ModuleDict, images: Tensor, masks: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Predictions q_s(g_s(h)) of the online network: stride -> (B, K, D)."""
-        predictors = cast("nn.ModuleDict", nets["predictors"])
-        projections = self._project(nets["encoder"], nets["projectors"], images, masks)
-        return {stride: predictors[str(stride)](rows) for stride, rows in projections.items()}
-
-    def _project_target(self, nets: nn.ModuleDict, images: Tensor, masks: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Projections g_s(h) of the target network, without gradients: stride -> (B, K, D)."""
-        with torch.no_grad():
-            return self._project(nets["target_encoder"], nets["target_projectors"], images, masks)
-
-    def _project(
-        self, encoder: nn.Module, projectors: nn.Module, images: Tensor, masks: Mapping[int, Tensor]
-    ) -> dict[int, Tensor]:
-        from anaus_bench.nn.pooling import mask_pool
-
-        heads = cast("nn.ModuleDict", projectors)
-        maps = encoder(images, self.strides)  # one pyramid pass for all scales
-        return {stride: heads[str(stride)](mask_pool(maps[stride], masks[stride])) for stride in self.strides}
+        drawn = settings.pairing, settings.weighting, settings.masks
+        return RegionSampler(self.strides, settings.num_masks, *drawn, settings.include_background)
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""Settings of AnaUS."""
+"""Settings of AnaUS as the paper writes it, with its ablations; `official` adds the switches of the authors' code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from anaus_bench.settings.base import Settings
 from anaus_bench.settings.fields import CropArea
 
 SCALES = (32, 16, 8, 4)  # strides, coarsest first: 7, 14, 28 and 56 cells at 224 pixels
-DEEPEST = SCALES[0]
 
 
 class DamageSettings(Settings):
@@ -67,13 +66,8 @@ class ContextSettings(Settings):
     damage: DamageSettings = pydantic.Field(default=DamageSettings(), description="The damage D of Eq. 6")
 
 
-class AnaUSSettings(Settings):
-    """Defaults are the paper's text, and where it is silent the choice named in the description.
-
-    `official` is the authors' code where it runs. It does not reproduce what is a mistake there: the overlap with
-    swapped axes, other damage functions applied after normalisation and at times to the target, new damage per scale,
-    and masks of the views on the overlap.
-    """
+class PaperSettings(Settings):
+    """Defaults are the paper's text, and where it is silent the choice named in the description."""
 
     symmetric: bool = pydantic.Field(default=True, description="Contrast view 2 with the target's view 1 too (Table 2)")
     scales: int = pydantic.Field(
@@ -82,32 +76,11 @@ class AnaUSSettings(Settings):
     num_masks: int = pydantic.Field(default=16, ge=1, description="K, masks drawn per image, with replacement (Fig. 5)")
     temperature: float = pydantic.Field(default=0.1, gt=0, description="tau of Eq. 5 (Table 3)")
     lambda_ctx: float = pydantic.Field(default=1.0, ge=0, description="Weight of the context loss (Table 3)")
-    loss: Literal["eq5", "detcon"] = pydantic.Field(
-        default="eq5",
-        description="Eq. 5, or DetCon-B's cross-entropy (the authors' code); equal if ids are unique in each image",
-    )
     negatives: Literal["both", "cross"] = pydantic.Field(
         default="both", description="Negatives from both views (the authors' code), or from the opposite view only"
     )
-    pairing: Literal["shared", "independent"] = pydantic.Field(
-        default="shared",
-        description="One draw of ids per image for both views and networks, of those visible in both views; "
-        "or a draw of its own for each (the authors' code)",
-    )
-    weighting: Literal["coverage", "uniform"] = pydantic.Field(
-        default="coverage", description="Ids are drawn by the area they cover (paper), or uniformly (the authors' code)"
-    )
-    masks: Literal["soft", "hard"] = pydantic.Field(
-        default="soft",
-        description="A cell belongs to each id by its share (paper), or to the largest one (the authors' code)",
-    )
     include_background: bool = pydantic.Field(
         default=True, description="Whether id 0 is drawn where an image has another id; the paper does not say"
-    )
-    heads: Literal["per_scale", "shared"] = pydantic.Field(
-        default="per_scale",
-        description="g_s and q_s per scale (paper); or one projector for all but the coarsest scale and "
-        "one predictor for all (the authors' code)",
     )
     projector_hidden: int = pydantic.Field(default=1024, ge=1, description="Hidden width of the projectors")
     predictor_hidden: int = pydantic.Field(default=4096, ge=1, description="Hidden width of the predictors")
@@ -118,28 +91,12 @@ class AnaUSSettings(Settings):
         le=1,
         description="m0 of the target's moving average, raised to 1 along a half cosine (the authors' configuration)",
     )
-    momentum_updates: int = pydantic.Field(
-        default=1,
-        ge=1,
-        description="Moving-average updates per step, made as one of momentum m^n; the authors' code: one per scale",
-    )
     crop_area: CropArea = pydantic.Field(
         default=(0.2, 1.0), description="Range of a crop's share of the image (supplement)"
     )
     context: ContextSettings = pydantic.Field(default=ContextSettings(), description="Contextual prediction")
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "official": {
-            "loss": "detcon",
-            "pairing": "independent",
-            "weighting": "uniform",
-            "masks": "hard",
-            "heads": "shared",
-            "momentum_updates": 4,
-            "crop_area": (0.08, 1.0),
-            "lambda_ctx": 1 / 256,  # its mean over elements is the printed sum over 256 dimensions / 256
-            "context": {"pool": "masks", "normalize": False, "photometric": "shared", "damaged_statistics": True},
-        },
         "demo": {"projector_hidden": 256, "predictor_hidden": 512, "projection_dim": 128, "context": {"min_side": 16}},
         "tiny": {
             "num_masks": 4,

@@ -129,23 +129,16 @@ class R2O(Objective[R2OSettings]):
 
         hidden, width = self.settings.hidden_dim, self.settings.projection_dim
         projector = mlp(encoder.feature_dim, hidden, width, out_bias=False)
-        return nn.ModuleDict(
-            {
-                "encoder": encoder,
-                "projector": projector,
-                "predictor": mlp(width, hidden, width, out_bias=False),
-                "target_encoder": frozen_copy(encoder),
-                "target_projector": frozen_copy(projector),
-            }
-        )
+        predictor = mlp(width, hidden, width, out_bias=False)
+        target = {"target_encoder": frozen_copy(encoder), "target_projector": frozen_copy(projector)}
+        return nn.ModuleDict({"encoder": encoder, "projector": projector, "predictor": predictor, **target})
 
     def lr_factor(self, batch: Batch, progress: float) -> float:
         """K of the step over `lr_clusters`; 1 where masks replace K-means."""
         settings = self.settings
         if settings.lr_clusters is None or (batch.source_masks is not None and settings.stored_masks == "replace"):
             return 1.0
-        clusters = scheduled_clusters(progress, settings.start_clusters, settings.end_clusters)
-        return clusters / settings.lr_clusters
+        return scheduled_clusters(progress, settings.start_clusters, settings.end_clusters) / settings.lr_clusters
 
     def before_forward(self, nets: nn.ModuleDict, progress: float) -> None:
         """Sets the number of clusters of this step."""
@@ -158,7 +151,7 @@ class R2O(Objective[R2OSettings]):
         any process, which batch norm cannot take, give 0. Each process clusters its own images.
         """
         from anaus_bench.distributed.group import divisor, least, zero_loss
-        from anaus_bench.nn.pooling import embedding_spread, soft_masks
+        from anaus_bench.nn.pooling import embedding_spread, mask_pool, soft_masks
 
         label_maps, num_regions = self._regions(nets, batch)
         side = batch.views[0].shape[-1] // STRIDE
@@ -168,27 +161,22 @@ class R2O(Objective[R2OSettings]):
         in_both = (areas > MIN_CELLS).all(dim=0)
         weights = areas.mean(dim=0)[in_both] if self.settings.area_weights else in_both[in_both].float()  # (R,)
 
-        pooled = [
-            self._pool(nets["encoder"], view, mask, in_both) for view, mask in zip(batch.views, masks, strict=True)
-        ]
+        def pooled(encoder: nn.Module) -> list[Tensor]:  # (R, C) of each view: the regions seen in both
+            maps = [encoder(view, (STRIDE,))[STRIDE] for view in batch.views]
+            return [mask_pool(features, mask)[in_both] for features, mask in zip(maps, masks, strict=True)]
+
+        online = pooled(nets["encoder"])
         with torch.no_grad():
-            target = [
-                self._pool(nets["target_encoder"], view, mask, in_both)
-                for view, mask in zip(batch.views, masks, strict=True)
-            ]
+            target = pooled(nets["target_encoder"])
         zero = torch.zeros((), device=weights.device)
         logs = {"regions": in_both.float().sum(dim=1).mean(), "positive_cosine": zero, "projection_std": zero}
         if least(len(weights)) < 2:
-            return zero_loss(pooled, nets["projector"], nets["predictor"]), logs
-        predictions = [nets["predictor"](nets["projector"](rows)) for rows in pooled]
+            return zero_loss(online, nets["projector"], nets["predictor"]), logs
+        predictions = [nets["predictor"](nets["projector"](rows)) for rows in online]
         with torch.no_grad():
             projections = [nets["target_projector"](rows) for rows in target]
-        cosines = torch.stack(
-            [
-                F.cosine_similarity(prediction.float(), projection.float())
-                for prediction, projection in zip(predictions, projections[::-1], strict=True)
-            ]
-        )  # (2, R)
+        pairs = zip(predictions, projections[::-1], strict=True)
+        cosines = torch.stack([F.cosine_similarity(first.float(), second.float()) for first, second in pairs])  # (2, R)
         cosine = (cosines.mean(dim=0) * weights).sum() / divisor(weights.sum())
         logs |= {"positive_cosine": cosine.detach(), "projection_std": embedding_spread(projections[0])}
         return 2 - 2 * cosine, logs
@@ -247,17 +235,10 @@ class R2O(Objective[R2OSettings]):
         points = F.normalize(mask_pool(maps, masks)[present].float(), dim=1)
 
         limit = max(1, len(points) // points_per_cluster)
-        generator = torch.Generator().manual_seed(batch.seed)
-        labels = kmeans(points, min(self.num_clusters, limit), generator)
+        labels = kmeans(points, min(self.num_clusters, limit), torch.Generator().manual_seed(batch.seed))
         table = torch.zeros(count, NUM_IDS, dtype=torch.uint8, device=prior.device)
         table[:, :num_regions][present] = labels.to(torch.uint8)
         return table.gather(1, prior.flatten(1).long()).view_as(prior)
-
-    def _pool(self, encoder: nn.Module, images: Tensor, masks: Tensor, in_both: Tensor) -> Tensor:
-        """Mean features (R, C) of the regions seen in both views."""
-        from anaus_bench.nn.pooling import mask_pool
-
-        return mask_pool(encoder(images, (STRIDE,))[STRIDE], masks)[in_both]
 
 
 def scheduled_clusters(progress: float, start: int, end: int) -> int:

@@ -1,4 +1,4 @@
-"""Regions found during training: superpixels of images, and K-means of their features, both without host loops."""
+"""Regions found during training, on the device: superpixels of images, and K-means of their features."""
 
 from __future__ import annotations
 
