@@ -19,7 +19,7 @@ from anaus_bench.simulator.lung import Lung, draw_signs
 from anaus_bench.simulator.phantoms import KINDS, Clip, beam_grid, clips, convex_scanner, scan, stream
 from anaus_bench.simulator.physics import blur, echoes, scatterers
 from anaus_bench.simulator.thyroid import Thyroid
-from tests.test_simulator import area_under_curve, blocks, matched_shift
+from tests.simulator.test_phantoms import area_under_curve, blocks, matched_shift
 
 NEW = ("lung", "thyroid", "heart")
 GRID = (320, 192)

@@ -25,7 +25,7 @@ from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.training.lars import parameter_groups
 from anaus_plugins.objectives.usfmae import USFMAE, USFMAESettings
 from anaus_plugins.objectives.usfmae.autoencoder import draw_mask, patchify
-from tests.plugins.test_usfmae_autoencoder import checkpoint
+from tests.plugins.objectives.test_usfmae_autoencoder import checkpoint
 
 STILL = resolve(USFMAESettings, "objective", "tiny", {"rotation": 0.0, "vertical_flip": 0.0})
 
