@@ -53,6 +53,7 @@ class AnaUS(Objective[AnaUSSettings]):
         Raises:
             SettingsError: The cells of the masks or the patches would not divide the view.
         """
+        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
         from anaus_bench.corpus.view import View
 
         context, divisors = self.settings.context, {"the coarsest stride": DEEPEST}
@@ -64,7 +65,7 @@ class AnaUS(Objective[AnaUSSettings]):
             if size % divisor:
                 raise SettingsError(f"view size {size} is no multiple of {divisor} ({what}); change one of them")
         area = self.settings.crop_area
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)
+        return View(size, area, (Jitter(), Blur())), View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)))
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Online and target networks; the heads take the B * K pooled vectors as rows."""
@@ -203,10 +204,11 @@ class AnaUS(Objective[AnaUSSettings]):
         if self.settings.context.photometric == "none":
             return intact, intact
         if self.settings.context.photometric == "shared":
-            drawn = draw_photometry(batch.recipes[0], world_size() * len(intact), generator)
-            seen = photometric(intact, drawn.part(own_rows(len(intact))))
+            count, own = world_size() * len(intact), own_rows(len(intact))
+            seen = photometric(intact, batch.recipes[0], draw_photometry(batch.recipes[0], count, generator, own))
             return seen, seen
-        return photometric(intact, batch.photometry[0]), photometric(intact, batch.photometry[1])
+        seen, hidden = (photometric(intact, *pair) for pair in zip(batch.recipes, batch.photometry, strict=True))
+        return seen, hidden
 
     def _context_masks(self, batch: Batch, crop: Crop, generator: torch.Generator) -> Mapping[int, Tensor]:
         """Masks of the overlap for both networks: stride -> (B or 1, K, h, w)."""

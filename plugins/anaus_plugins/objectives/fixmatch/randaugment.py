@@ -9,59 +9,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from anaus_bench.corpus.operations import change_some
 
 APPLIED = 0.5
 ROTATION = 30.0  # degrees
 SHEAR = 0.3
 TRANSLATION = 0.3  # of the side
 
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, by a magnitude and a direction (n, 1, 1, 1)
+
 
 @dataclass(frozen=True)
-class Operations:
-    """One draw, each (rounds, B) on the CPU.
+class RandAugment:
+    """Some rounds, each with an operation of the pool that is drawn for every image."""
 
-    Attributes:
-        kind: Place in `OPERATIONS`; 0 leaves the image as it is.
-        magnitude: In [0, 1).
-        sign: -1 or 1, the direction of geometric operations.
-    """
+    rounds: int
 
-    kind: Tensor
-    magnitude: Tensor
-    sign: Tensor
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        """(count, rounds, 3) float32: place in `POOL`, magnitude in [0, 1), and -1 or 1, the geometric direction."""
+        place, applied, magnitude, direction = torch.rand(4, self.rounds, count, generator=generator)
+        place = (place * len(POOL)).floor().clamp(max=len(POOL) - 1)
+        table = [torch.where(applied < APPLIED, place, 0.0), magnitude, torch.where(direction < 0.5, -1.0, 1.0)]
+        return torch.stack(table).permute(2, 1, 0)
 
-    def part(self, rows: slice) -> Operations:
-        """Those of some images."""
-        return Operations(self.kind[:, rows], self.magnitude[:, rows], self.sign[:, rows])
-
-
-def draw_operations(rounds: int, count: int, generator: torch.Generator) -> Operations:
-    """Operations of `count` images."""
-    draws = torch.rand(4, rounds, count, generator=generator)
-    kind = (draws[0] * len(OPERATIONS)).long().clamp(max=len(OPERATIONS) - 1)
-    return Operations(
-        kind=torch.where(draws[1] < APPLIED, kind, 0),
-        magnitude=draws[2],
-        sign=torch.where(draws[3] < 0.5, -1.0, 1.0),
-    )
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """All rounds; place 0 leaves an image as it is."""
+        for table in parameters.unbind(dim=1):  # (B, 3)
+            for place, change in enumerate(POOL[1:], start=1):
+                images = change_some(images, table[:, 0] == place, table[:, 1:], partial(_operate, change))
+        return images
 
 
-def apply_operations(images: Tensor, operations: Operations) -> Tensor:
-    """Images (B, 1, H, H) float32 in [0, 1] after all rounds; as many come back, in [0, 1]."""
-    for kind, magnitude, sign in zip(operations.kind, operations.magnitude, operations.sign, strict=True):
-        for number, operation in enumerate(OPERATIONS):
-            chosen = (kind == number).nonzero().flatten()
-            if number == 0 or len(chosen) == 0:
-                continue
-            table = torch.stack([magnitude[chosen], sign[chosen]])
-            place, table = (value.to(images.device, non_blocking=True) for value in (chosen, table))
-            amount, direction = table[..., None, None, None]  # each (n, 1, 1, 1)
-            images = images.index_copy(0, place, operation(images[place], amount, direction).clamp(0, 1))
-    return images
+def _operate(change: Change, images: Tensor, table: Tensor) -> Tensor:
+    amount, sign = table.T.to(images.device, non_blocking=True)[..., None, None, None]  # each (n, 1, 1, 1)
+    return change(images, amount, sign).clamp(0, 1)
 
 
 def _identity(images: Tensor, amount: Tensor, sign: Tensor) -> Tensor:
@@ -157,7 +144,7 @@ def _affine(images: Tensor, rows: list[list[Tensor]]) -> Tensor:
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (
+POOL: tuple[Change, ...] = (
     _identity,
     _autocontrast,
     _equalise,
