@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from anaus_bench.corpus.operations import Blur, Jitter, Operation, Solarise
-from anaus_bench.corpus.view import Crop, View
+from anaus_bench.corpus.view import Blur, Crop, Jitter, Operation, Solarise, View
 
 CROP_TRIES = 10
 COMMON: tuple[Operation, ...] = (Jitter(), Blur(), Solarise(0.0))
@@ -72,18 +71,11 @@ def draw_photometry(
     Jitter, blur and solarisation are drawn first, whether a recipe has them or not, so that these draws and those of
     the next view do not depend on which it has.
     """
+    kinds = [type(common) for common in COMMON]
     absent = [common for common in COMMON if type(common) not in map(type, recipe.operations)]
     operations = [*recipe.operations, *absent]
-    kinds = [type(common) for common in COMMON]
-
-    def turn(place: int) -> int:
-        kind = type(operations[place])
-        return kinds.index(kind) if kind in kinds else len(kinds)
-
-    drawn = {
-        place: operations[place].draw(count, generator, recipe.size)
-        for place in sorted(range(len(operations)), key=turn)
-    }
+    order = sorted(range(len(operations)), key=lambda place: [type(operations[place]) is not kind for kind in kinds])
+    drawn = {place: operations[place].draw(count, generator, recipe.size) for place in order}
     return tuple(drawn[place][part] for place in range(len(recipe.operations)))
 
 

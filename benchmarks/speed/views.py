@@ -17,8 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
 from anaus_bench.corpus.batch import make_batch
-from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-from anaus_bench.corpus.view import View
+from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 from benchmarks.speed.timing import interleaved
 
 JITTER = Jitter()

@@ -9,8 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from anaus_plugins.objectives.fixmatch.operations import CUTOUT_GRAY, CutOut, Translate
-from anaus_plugins.objectives.fixmatch.randaugment import POOL, RandAugment
+from anaus_plugins.objectives.fixmatch.operations import CUTOUT_GRAY, POOL, CutOut, RandAugment, Translate
 
 NAMES = [change.__name__.lstrip("_") for change in POOL]
 

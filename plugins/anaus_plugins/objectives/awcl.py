@@ -97,8 +97,7 @@ class AWCL(Objective[AWCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; no blur, but random exponents of the intensities."""
-        from anaus_bench.corpus.operations import Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Jitter, View
 
         view = View(size, self.settings.crop_area, (Gamma(0.25), Jitter()))
         return view, view

@@ -62,8 +62,7 @@ class BYOL(Objective[BYOLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The paper's two recipes T and T' (App. B)."""
-        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         area = self.settings.crop_area
         return View(size, area, (Jitter(), Blur())), View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)))

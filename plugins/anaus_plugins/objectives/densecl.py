@@ -88,8 +88,7 @@ class DenseCL(Objective[DenseCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """MoCo v2's recipe, the same for query and key."""
-        from anaus_bench.corpus.operations import Blur, Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
         view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5)))
         return view, view

@@ -90,8 +90,7 @@ class DetCon(Objective[DetConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the masks; change it")

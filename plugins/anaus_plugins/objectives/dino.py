@@ -80,8 +80,7 @@ class DINO(Objective[DINOSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Two global crops with BYOL's photometry, then the local ones, whose side is a multiple of 32."""
-        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         settings = self.settings
         local_size = max(32, 32 * round(LOCAL_SIDE * size / 32))

@@ -95,8 +95,7 @@ class IVPP(Objective[IVPPSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for both frames; one draw of brightness and contrast, at 1/2, where the paper has two."""
-        from anaus_bench.corpus.operations import Blur, Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
         operations = Jitter(0.5, brightness=0.25, contrast=0.25), Blur(0.25)
         return tuple(

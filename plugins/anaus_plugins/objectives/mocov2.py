@@ -77,8 +77,7 @@ class MoCoV2(Objective[MoCoV2Settings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; the first view is always the query."""
-        from anaus_bench.corpus.operations import Blur, Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
         view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5)))
         return view, view

@@ -55,8 +55,7 @@ class SimCLR(Objective[SimCLRSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice: crop, flip, strong jitter, blur of every second image (App. A)."""
-        from anaus_bench.corpus.operations import Blur, Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
         view = View(size, self.settings.crop_area, (Jitter(brightness=0.8, contrast=0.8), Blur(0.5)))
         return view, view

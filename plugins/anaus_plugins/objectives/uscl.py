@@ -92,8 +92,7 @@ class USCL(Objective[USCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for each of the three frames: mild crop, flip, strong jitter."""
-        from anaus_bench.corpus.operations import Jitter
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Jitter, View
 
         return tuple(
             View(

@@ -56,8 +56,7 @@ class VICReg(Objective[VICRegSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice (App. C)."""
-        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5), Solarise(0.1)))
         return view, view

@@ -53,8 +53,7 @@ class AnaUS(Objective[AnaUSSettings]):
         Raises:
             SettingsError: The cells of the masks or the patches would not divide the view.
         """
-        from anaus_bench.corpus.operations import Blur, Jitter, Solarise
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         context, divisors = self.settings.context, {"the coarsest stride": DEEPEST}
         if context.enabled:

@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anaus_bench.corpus.batch import Batch
-    from anaus_bench.corpus.operations import Operation
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.view import View
+    from anaus_bench.corpus.view import Operation, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -94,8 +93,7 @@ class FixMatch(Objective[FixMatchSettings]):
     def views(self, size: int) -> tuple[View, ...]:
         """Weak view of the labelled image; weak views of the others; their strong views. All show the whole image."""
         from anaus_bench.corpus.view import View
-        from anaus_plugins.objectives.fixmatch.operations import CutOut, Translate
-        from anaus_plugins.objectives.fixmatch.randaugment import RandAugment
+        from anaus_plugins.objectives.fixmatch.operations import CutOut, RandAugment, Translate
 
         settings = self.settings
         weak = (Translate(settings.translate),) if settings.translate else ()
