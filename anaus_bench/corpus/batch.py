@@ -1,10 +1,9 @@
 """Batched views on the device: all augmentation of a step as a function of (seed, step).
 
-A step draws one parameter table on the CPU (so that the draw is the same on every device), then crops, flips, jitters,
-blurs, solarises and normalises the whole batch at once. Label maps follow the same crop and flip, by nearest neighbour.
+A step draws one parameter table on the CPU (so that the draw is the same on every device), then crops, flips, changes
+and normalises the whole batch at once. Label maps follow the same crop and flip, by nearest neighbour.
 
-The images are gray: one channel is computed and `normalise` makes three of it. Saturation, hue and grayscale change
-nothing on gray images and are not computed; brightness and contrast keep torchvision's meaning and random order.
+The images are gray: one channel is computed and `normalise` makes three of it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from anaus_bench.corpus.draw import draw_crops, draw_photometry, redraw
 from anaus_bench.corpus.pixels import normalise, photometric, resample, resample_labels
-from anaus_bench.corpus.view import Crop, Photometry, View
+from anaus_bench.corpus.view import Crop, View
 from anaus_bench.seeds import step_seed
 
 
@@ -32,7 +31,7 @@ class Batch:
         views: V tensors (B, 3, size, size) float32, normalised.
         label_maps: V tensors (B, size, size) uint8, or empty without masks.
         crops: V crops, on the CPU.
-        photometry: V photometric draws, on the CPU.
+        photometry: V draws, the parameters (B, ...) of each of a view's operations, on the CPU.
         recipes: V recipes.
         source: (B, 1, S, S) uint8 packed images of frame 0, so that an objective can cut its own crop.
         source_masks: (B, S, S) uint8 packed label maps of frame 0, or None.
@@ -46,7 +45,7 @@ class Batch:
     views: tuple[Tensor, ...]
     label_maps: tuple[Tensor, ...]
     crops: tuple[Crop, ...]
-    photometry: tuple[Photometry, ...]
+    photometry: tuple[tuple[Tensor, ...], ...]
     recipes: tuple[View, ...]
     source: Tensor
     source_masks: Tensor | None
@@ -97,17 +96,19 @@ def make_batch(
     for number, recipe in enumerate(recipes):
         if recipe.overlap > 0:
             crops[number] = redraw(recipe, valid[recipe.frame], crops[number], crops[0], generator)
-    photometry = [draw_photometry(recipe, len(indices), generator) for recipe in recipes]
     # All items are drawn, and these are taken, so that a part is that of the whole batch.
-    crops, photometry = [crop.part(part) for crop in crops], [draw.part(part) for draw in photometry]
+    photometry = [draw_photometry(recipe, len(indices), generator, part) for recipe in recipes]
+    crops = [crop.part(part) for crop in crops]
     indices, frames = indices[part], {number: rows[part] for number, rows in frames.items()}
 
     packed = {number: _rows(images, rows, device)[:, None] for number, rows in frames.items()}  # (B, 1, S, S)
     source = {number: rows.float().div_(255) for number, rows in packed.items()}
     maps = {} if masks is None else {number: _rows(masks, rows, device) for number, rows in frames.items()}
     views = tuple(
-        normalise(photometric(resample(source[recipe.frame], crop, recipe.size, recipe.interpolation), draw), recipe)
-        for recipe, crop, draw in zip(recipes, crops, photometry, strict=True)
+        normalise(
+            photometric(resample(source[recipe.frame], crop, recipe.size, recipe.interpolation), recipe, drawn), recipe
+        )
+        for recipe, crop, drawn in zip(recipes, crops, photometry, strict=True)
     )
     label_maps = [
         resample_labels(maps[recipe.frame], crop, recipe.size)

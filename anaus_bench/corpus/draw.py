@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from anaus_bench.corpus.randaugment import draw_operations
-from anaus_bench.corpus.view import Crop, Photometry, View
+from anaus_bench.corpus.view import Blur, Crop, Jitter, Operation, Solarise, View
 
 CROP_TRIES = 10
+COMMON: tuple[Operation, ...] = (Jitter(), Blur(), Solarise(0.0))
 
 
 def draw_crops(recipe: View, boxes: Tensor, generator: torch.Generator) -> Crop:
@@ -63,41 +63,20 @@ def redraw(recipe: View, boxes: Tensor, crop: Crop, first: Crop, generator: torc
     return crop
 
 
-def draw_photometry(recipe: View, count: int, generator: torch.Generator) -> Photometry:
-    """Parameters of jitter, blur (scaled from 224 to the view's size) and solarisation for `count` images."""
-    draws = torch.rand(7, count, generator=generator)
-    jittered = draws[0] < recipe.jitter
+def draw_photometry(
+    recipe: View, count: int, generator: torch.Generator, part: slice = slice(None)
+) -> tuple[Tensor, ...]:
+    """Parameters of each of a recipe's operations, drawn for `count` images, of which the rows `part` come back.
 
-    def factor(share: Tensor, half_range: float) -> Tensor:
-        low = max(0.0, 1 - half_range)
-        return torch.where(jittered, low + share * (1 + half_range - low), 1.0)
-
-    low, high = recipe.blur_sigma
-    sigma = (low + draws[5] * (high - low)) * recipe.size / 224
-    # What a recipe does not use is not drawn, so that the draws of the others do not depend on it.
-    gamma = shift = operations = hole = None
-    if recipe.gamma > 0:
-        gamma = _uniform((count,), (1 - recipe.gamma, 1 + recipe.gamma), generator)
-    if recipe.translate > 0:
-        reach = round(recipe.translate * recipe.size)
-        shift = torch.randint(-reach, reach + 1, (count, 2), generator=generator)
-    if recipe.operations > 0:
-        operations = draw_operations(recipe.operations, count, generator)
-    if recipe.cutout > 0:
-        side = round(recipe.cutout * recipe.size)
-        start = torch.randint(0, recipe.size, (count, 2), generator=generator) - side // 2
-        hole = torch.cat([start, start + side], dim=1)
-    return Photometry(
-        brightness=factor(draws[1], recipe.brightness),
-        contrast=factor(draws[2], recipe.contrast),
-        contrast_first=draws[3] < 0.5,
-        sigma=torch.where(draws[4] < recipe.blur, sigma, 0.0),
-        solarise=draws[6] < recipe.solarise,
-        gamma=gamma,
-        shift=shift,
-        operations=operations,
-        hole=hole,
-    )
+    Jitter, blur and solarisation are drawn first, whether a recipe has them or not, so that these draws and those of
+    the next view do not depend on which it has.
+    """
+    kinds = [type(common) for common in COMMON]
+    absent = [common for common in COMMON if type(common) not in map(type, recipe.operations)]
+    operations = [*recipe.operations, *absent]
+    order = sorted(range(len(operations)), key=lambda place: [type(operations[place]) is not kind for kind in kinds])
+    drawn = {place: operations[place].draw(count, generator, recipe.size) for place in order}
+    return tuple(drawn[place][part] for place in range(len(recipe.operations)))
 
 
 def overlap_box(first: Crop, second: Crop) -> Tensor:

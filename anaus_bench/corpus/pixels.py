@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from anaus_bench.corpus.randaugment import apply_operations
-from anaus_bench.corpus.view import Crop, Photometry, View
-
-BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels
-SOLARISE_THRESHOLD = 128 / 255
-CUTOUT_GRAY = 127 / 255
+from anaus_bench.corpus.view import Crop, View
 
 
 def resample(source: Tensor, crop: Crop, size: int, interpolation: str) -> Tensor:
@@ -47,22 +41,11 @@ def resample_labels(maps: Tensor, crop: Crop, size: int) -> Tensor:
     return wide.gather(2, columns[:, None].expand(-1, size, -1))
 
 
-def photometric(images: Tensor, photometry: Photometry) -> Tensor:
-    """Images (B, 1, H, H) float32 in [0, 1] after all that was drawn; as many come back, in [0, 1].
-
-    In order: shift, gamma, jitter, blur, solarisation, RandAugment, cutout.
-    """
-    device = images.device
-    if photometry.shift is not None:
-        images = _translate(images, photometry.shift)
-    if photometry.gamma is not None:
-        images = images ** photometry.gamma.to(device, non_blocking=True)[:, None, None, None]
-    images = _jitter(images, photometry)
-    images = _where(photometry.sigma > 0, images, lambda chosen, numbers: _blur(chosen, photometry.sigma[numbers]))
-    images = _where(photometry.solarise, images, lambda chosen, _: _solarise(chosen))
-    if photometry.operations is not None:
-        images = apply_operations(images, photometry.operations)
-    return images if photometry.hole is None else _cut_out(images, photometry.hole)
+def photometric(images: Tensor, recipe: View, parameters: Sequence[Tensor]) -> Tensor:
+    """Images (B, 1, H, H) float32 in [0, 1] after a recipe's operations as they were drawn; also in [0, 1]."""
+    for operation, drawn in zip(recipe.operations, parameters, strict=True):
+        images = operation.apply(images, drawn)
+    return images
 
 
 def normalise(images: Tensor, recipe: View) -> Tensor:
@@ -105,58 +88,3 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 _KERNELS = {"bilinear": (1, _triangle), "bicubic": (2, _cubic)}
-
-
-def _jitter(images: Tensor, photometry: Photometry) -> Tensor:
-    """Brightness and contrast in the drawn order, each clipped: a blend with black, or with the image's mean."""
-    table = torch.stack([photometry.brightness, photometry.contrast, photometry.contrast_first.float()])
-    brightness, contrast, order = table.to(images.device, non_blocking=True)[..., None, None, None]
-    contrast_first = order > 0
-    for is_contrast in (contrast_first, ~contrast_first):
-        factor = torch.where(is_contrast, contrast, brightness)
-        anchor = torch.where(is_contrast, images.mean(dim=(1, 2, 3), keepdim=True), 0.0)
-        images = (factor * images).add_((1 - factor) * anchor).clamp_(0, 1)
-    return images
-
-
-def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with reflected borders, cut at a radius of 11 pixels per 224; one row pass, one column pass."""
-    count, _, side, _ = images.shape
-    radius = max(1, round(BLUR_RADIUS_AT_224 * side / 224))
-    taps = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (taps / sigma[:, None]).square())
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).to(images.device, non_blocking=True)[:, None, None]
-    padded = F.pad(images, [radius] * 4, mode="reflect").view(1, count, side + 2 * radius, -1)
-    with torch.autocast(images.device.type, enabled=False):
-        rows = F.conv2d(padded, kernel, groups=count)  # an image is a channel, with a kernel of its own
-        return F.conv2d(rows, kernel.transpose(2, 3), groups=count).view(images.shape)
-
-
-def _solarise(images: Tensor) -> Tensor:
-    return torch.where(images >= SOLARISE_THRESHOLD, 1 - images, images)
-
-
-def _translate(images: Tensor, shift: Tensor) -> Tensor:
-    """Shifts by (B, 2) pixels, less than the side; what comes in is reflected at the border."""
-    side = images.shape[-1]
-    source = (torch.arange(side) - shift[:, :, None]).abs()  # (B, 2, side)
-    source = torch.where(source > side - 1, 2 * (side - 1) - source, source).to(images.device, non_blocking=True)
-    rows = source[:, 0, :, None].expand(-1, -1, side)[:, None]
-    columns = source[:, 1, None].expand(-1, side, -1)[:, None]
-    return images.gather(2, rows).gather(3, columns)
-
-
-def _cut_out(images: Tensor, hole: Tensor) -> Tensor:
-    place = torch.arange(images.shape[-1])
-    inside = (place >= hole[:, :2, None]) & (place < hole[:, 2:, None])  # (B, 2, H): rows, columns
-    inside = inside.to(images.device, non_blocking=True)
-    return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None])[:, None], CUTOUT_GRAY)
-
-
-def _where(chosen: Tensor, images: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Images of which those `chosen`, (B,) bool on the CPU, are replaced by `function(images, their numbers)`."""
-    numbers = chosen.nonzero().flatten()
-    if len(numbers) == 0:
-        return images
-    place = numbers.to(images.device, non_blocking=True)
-    return images.index_copy(0, place, function(images[place], numbers))

@@ -17,24 +17,26 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
 from anaus_bench.corpus.batch import make_batch
-from anaus_bench.corpus.view import View
+from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 from benchmarks.speed.timing import interleaved
 
-RECIPES = (View(crop_area=(0.2, 1.0)), View(crop_area=(0.2, 1.0), blur=0.1, solarise=0.2))
+JITTER = Jitter()
+PAIRS = ((Blur(), Solarise(0.0)), (Blur(0.1), Solarise(0.2)))
+RECIPES = tuple(View(crop_area=(0.2, 1.0), operations=(JITTER, *pair)) for pair in PAIRS)
 
 
 class PerImage:
     """One view of one PIL image and its label map."""
 
-    def __init__(self, recipe: View) -> None:
+    def __init__(self, recipe: View, blur: Blur, solarise: Solarise) -> None:
         self.recipe = recipe
-        jitter = tv.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
+        jitter = tv.ColorJitter(JITTER.brightness, JITTER.contrast, saturation=0.2, hue=0.1)
         self.photometry = tv.Compose(
             [
-                tv.RandomApply([jitter], recipe.jitter),
-                tv.RandomGrayscale(recipe.grayscale),
-                tv.RandomApply([tv.GaussianBlur(23, recipe.blur_sigma)], recipe.blur),
-                tv.RandomSolarize(128, recipe.solarise),
+                tv.RandomApply([jitter], JITTER.probability),
+                tv.RandomGrayscale(0.2),
+                tv.RandomApply([tv.GaussianBlur(23, blur.sigma)], blur.probability),
+                tv.RandomSolarize(128, solarise.probability),
                 tv.PILToTensor(),
                 tv.ToDtype(torch.float32, scale=True),
                 tv.Normalize(recipe.mean, recipe.std),
@@ -71,7 +73,7 @@ def _measure(batch: int, repeats: int) -> dict[str, float]:
     labels, indices = torch.full((batch,), -1), torch.arange(batch)
     pictures = [Image.fromarray(image.numpy()).convert("RGB") for image in images]
     maps = [Image.fromarray(label_map.numpy()) for label_map in masks]
-    transforms = [PerImage(recipe) for recipe in RECIPES]
+    transforms = [PerImage(recipe, *pair) for recipe, pair in zip(RECIPES, PAIRS, strict=True)]
 
     steps = itertools.count()
 

@@ -16,18 +16,14 @@ from torchvision.transforms.v2 import functional as tv
 from anaus_bench.corpus.batch import make_batch
 from anaus_bench.corpus.draw import draw_crops, draw_photometry, overlap_box
 from anaus_bench.corpus.pixels import normalise, photometric, resample, resample_labels
-from anaus_bench.corpus.view import Crop, Photometry, View
+from anaus_bench.corpus.view import Blur, Crop, Jitter, Operation, Solarise, View
 
-PLAIN = View(32, jitter=0.0, blur=0.0, solarise=0.0)
-NO_PHOTOMETRY = {"brightness": 1.0, "contrast": 1.0, "contrast_first": False, "sigma": 0.0, "solarise": False}
+PLAIN = View(32)
+RICH = View(32, operations=(Jitter(), Blur(), Solarise(0.2)))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def photometry(count: int = 1, **values: float | bool) -> Photometry:
-    return Photometry(**{name: torch.tensor([value] * count) for name, value in {**NO_PHOTOMETRY, **values}.items()})
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +68,8 @@ def test_label_maps_equal_nearest_resizing_of_each_cut_out(size: int) -> None:
 def test_blur_equals_torchvision_and_touches_only_images_with_sigma(images: Tensor) -> None:
     large = tv.resize(images, [224, 224])
     sigma = torch.tensor([0.5, 0.0, 2.0, 0.1])
-    draw = replace(photometry(4), sigma=sigma)
 
-    blurred = photometric(large, draw)
+    blurred = Blur().apply(large, sigma)
 
     for image, view, value in zip(large, blurred, sigma.tolist(), strict=True):
         expected = tv.gaussian_blur(image, [23, 23], [value, value]) if value else image
@@ -83,9 +78,7 @@ def test_blur_equals_torchvision_and_touches_only_images_with_sigma(images: Tens
 
 @pytest.mark.parametrize("contrast_first", [False, True])
 def test_jitter_equals_torchvision_in_either_order(images: Tensor, contrast_first: bool) -> None:
-    draw = photometry(4, brightness=1.37, contrast=0.7, contrast_first=contrast_first)
-
-    jittered = photometric(images, draw)
+    jittered = Jitter().apply(images, torch.tensor([[1.37, 0.7, float(contrast_first)]] * 4))
 
     for image, view in zip(images, jittered, strict=True):
         if contrast_first:
@@ -107,24 +100,50 @@ def test_saturation_hue_and_grayscale_change_nothing_on_gray_images(images: Tens
 
 
 def test_solarisation_equals_torchvision(images: Tensor) -> None:
-    solarised = photometric(images, photometry(4, solarise=True))
+    solarised = Solarise(0.5).apply(images, torch.tensor([True, False, True, True]))
 
-    assert torch.allclose(solarised, tv.solarize(images, 128 / 255))
+    assert torch.allclose(solarised[[0, 2, 3]], tv.solarize(images[[0, 2, 3]], 128 / 255))
+    assert torch.equal(solarised[1], images[1])
 
 
 def test_views_are_float32_under_autocast(images: Tensor) -> None:
     crop = Crop(torch.tensor([[3.0, 10.0, 40.0, 51.0]] * 4), torch.zeros(4, dtype=torch.bool))
-    draw = photometry(4, sigma=1.0)
-    expected = photometric(resample(images, crop, 48, "bicubic"), draw)
+    drawn = draw_photometry(RICH, 4, seeded())
+    expected = photometric(resample(images, crop, 48, "bicubic"), RICH, drawn)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        views = photometric(resample(images, crop, 48, "bicubic"), draw)
+        views = photometric(resample(images, crop, 48, "bicubic"), RICH, drawn)
 
     assert torch.equal(views, expected)
 
 
-def test_neutral_photometry_returns_the_images(images: Tensor) -> None:
-    assert torch.equal(photometric(images, photometry(4)), images)
+@pytest.mark.parametrize("operation", [Jitter(0.0), Blur(0.0), Solarise(0.0)])
+def test_an_operation_of_probability_zero_returns_the_images(images: Tensor, operation: Operation) -> None:
+    assert torch.equal(operation.apply(images, operation.draw(4, seeded(), 64)), images)
+
+
+def test_operations_are_applied_in_the_order_of_the_recipe(images: Tensor) -> None:
+    blur, solarise = Blur(), Solarise(1.0)
+    recipe = View(64, operations=(solarise, blur))
+    inverted, sigma = draw_photometry(recipe, 4, seeded())
+
+    changed = photometric(images, recipe, (inverted, sigma))
+
+    assert torch.equal(changed, blur.apply(solarise.apply(images, inverted), sigma))
+
+
+def test_what_an_operation_draws_does_not_depend_on_the_others_of_its_recipe() -> None:
+    operations = (Solarise(0.2), Jitter(), Blur())
+
+    for operation, drawn in zip(operations, draw_photometry(View(operations=operations), 50, seeded()), strict=True):
+        (alone,) = draw_photometry(View(operations=(operation,)), 50, seeded())
+        assert torch.equal(alone, drawn)
+
+
+def test_two_operations_of_a_kind_have_draws_of_their_own() -> None:
+    first, second = draw_photometry(View(operations=(Blur(), Blur())), 50, seeded())
+
+    assert not torch.equal(first, second)
 
 
 def test_normalising_gives_three_channels_as_torchvision(images: Tensor) -> None:
@@ -175,15 +194,18 @@ def test_a_box_no_crop_fits_into_gives_the_largest_central_crop() -> None:
 
 
 def test_photometry_is_drawn_with_its_probabilities_and_ranges() -> None:
-    draw = draw_photometry(View(112, jitter=0.8, blur=0.1, solarise=0.2), 4000, seeded())
+    recipe = View(112, operations=(Jitter(0.8), Blur(0.1), Solarise(0.2)))
 
-    assert (draw.brightness != 1).float().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert (draw.sigma > 0).float().mean().item() == pytest.approx(0.1, abs=0.03)
-    assert draw.solarise.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert draw.contrast_first.float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert 0.6 <= draw.contrast.min() < draw.contrast.max() <= 1.4
-    assert draw.sigma[draw.sigma > 0].min() >= 0.05  # 0.1 pixels at 224 are half as many at 112
-    assert draw.sigma.max() <= 1.0
+    jitter, sigma, solarised = draw_photometry(recipe, 4000, seeded())
+
+    brightness, contrast, contrast_first = jitter.T
+    assert (brightness != 1).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (sigma > 0).float().mean().item() == pytest.approx(0.1, abs=0.03)
+    assert solarised.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert contrast_first.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert 0.6 <= contrast.min() < contrast.max() <= 1.4
+    assert sigma[sigma > 0].min() >= 0.05  # 0.1 pixels at 224 are half as many at 112
+    assert sigma.max() <= 1.0
 
 
 def packed(count: int = 6, size: int = 48) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -196,7 +218,7 @@ def packed(count: int = 6, size: int = 48) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def test_a_batch_is_a_function_of_seed_and_step() -> None:
     images, masks, boxes, labels = packed()
-    indices, recipes = torch.tensor([4, 1, 2]), (View(32), View(32, solarise=0.2))
+    indices, recipes = torch.tensor([4, 1, 2]), (RICH, RICH)
 
     first = make_batch(images, masks, boxes, labels, indices, recipes, seed=7, step=3)
     torch.rand(5)
@@ -266,12 +288,42 @@ def test_overlap_is_symmetric_inside_both_crops_and_the_same_under_flips() -> No
             assert (top, left) == (min(rows), min(columns))
 
 
+def test_a_square_crop_has_the_shorter_side_and_every_place() -> None:
+    boxes = torch.tensor([[4.0, 0.0, 24.0, 32.0]]).repeat(300, 1)
+
+    crop = draw_crops(View(32, square=True, flip=0.0), boxes, torch.Generator().manual_seed(0))
+
+    assert set(crop.box[:, 2:].flatten().tolist()) == {24.0}
+    assert set(crop.box[:, 0].tolist()) == {4.0}
+    assert set(crop.box[:, 1].tolist()) == {float(left) for left in range(9)}
+
+
+def test_crops_that_hardly_overlap_the_first_are_drawn_again_and_the_others_are_kept() -> None:
+    count, least = 400, 0.3
+    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(count, 1)
+    corpus = torch.zeros(count, 64, 64, dtype=torch.uint8), None, boxes, torch.zeros(count, dtype=torch.long)
+
+    def crops(overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+        recipes = (View(8, (0.1, 0.3)), View(8, (0.1, 0.3), overlap=overlap))
+        first, second = make_batch(*corpus, torch.arange(count), recipes, 0, 0).crops
+        shared = overlap_box(first, second)[:, 2:].clamp(min=0).prod(dim=1)
+        return first.box, second.box, shared / second.box[:, 2:].prod(dim=1)
+
+    first, second, shares = crops(0.0)
+    again_first, again, better = crops(least)
+
+    assert torch.equal(first, again_first)
+    assert torch.equal(again[shares > least + 1e-4], second[shares > least + 1e-4])
+    assert (shares >= least).float().mean() < 0.7
+    assert (better >= least).float().mean() > 0.95  # ten draws are not always enough
+
+
 @pytest.mark.cuda
 def test_the_draws_of_a_batch_are_the_same_on_every_device() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     images, masks, boxes, labels = packed()
-    arguments = (images, masks, boxes, labels, torch.arange(6), (View(32),), 0, 0)
+    arguments = (images, masks, boxes, labels, torch.arange(6), (RICH,), 0, 0)
 
     on_cpu, on_gpu = make_batch(*arguments), make_batch(*arguments, device=torch.device("cuda"))
 

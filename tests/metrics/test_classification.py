@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
-import math
-
 import numpy as np
-
 import pytest
-
 from numpy.typing import NDArray
 
 from anaus_bench.metrics import classification as metrics
-
 
 
 def predictions(seed: int, classes: int = 3, count: int = 60) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

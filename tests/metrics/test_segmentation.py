@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import itertools
-
 import math
 
 import numpy as np
-
 import pytest
-
 from numpy.typing import NDArray
 
 from anaus_bench.metrics import segmentation as metrics
-
-
 
 EMPTY = np.zeros((12, 16), dtype=bool)
 

@@ -7,6 +7,7 @@ data set (organ) and the acoustic window.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
@@ -96,9 +97,9 @@ class AWCL(Objective[AWCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; no blur, but random exponents of the intensities."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Jitter, View
 
-        view = View(size, self.settings.crop_area, saturation=0.4, blur=0.0, gamma=0.25)
+        view = View(size, self.settings.crop_area, (Gamma(0.25), Jitter()))
         return view, view
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:
@@ -156,6 +157,21 @@ class AWCL(Objective[AWCLSettings]):
         labels = cast("Tensor", batch.weights).long()
         loss = sup_con(first, second, labels, self.settings.temperature).mean()
         return loss, {"known_anatomy": (labels >= 0).float().mean(), **pair_logs(first, second)}
+
+
+@dataclass(frozen=True)
+class Gamma:
+    """Raises intensities to a random exponent, at most `half_range` from 1."""
+
+    half_range: float
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        """(count,) float32: exponents."""
+        return 1 - self.half_range + 2 * self.half_range * torch.rand(count, generator=generator)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Each image to its exponent."""
+        return images ** parameters.to(images.device, non_blocking=True)[:, None, None, None]
 
 
 def anatomies(corpus: PackedCorpus, granularity: Granularity, view_pattern: str) -> list[str | None]:

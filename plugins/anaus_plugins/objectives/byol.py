@@ -62,10 +62,10 @@ class BYOL(Objective[BYOLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The paper's two recipes T and T' (App. B)."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         area = self.settings.crop_area
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)
+        return View(size, area, (Jitter(), Blur())), View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)))
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Online and target networks, asymmetric by the predictor; the last layer of a head has no bias."""

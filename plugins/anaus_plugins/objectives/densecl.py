@@ -88,9 +88,9 @@ class DenseCL(Objective[DenseCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """MoCo v2's recipe, the same for query and key."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
-        view = View(size, self.settings.crop_area, saturation=0.4, blur=0.5)
+        view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5)))
         return view, view
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:

@@ -90,12 +90,12 @@ class DetCon(Objective[DetConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the masks; change it")
         area = self.settings.crop_area
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)
+        return View(size, area, (Jitter(), Blur())), View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)))
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """The heads take the B * M pooled vectors as rows; the last layer of variant b's has no bias, as BYOL's."""

@@ -80,14 +80,14 @@ class DINO(Objective[DINOSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """Two global crops with BYOL's photometry, then the local ones, whose side is a multiple of 32."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         settings = self.settings
         local_size = max(32, 32 * round(LOCAL_SIDE * size / 32))
-        local = View(local_size, settings.local_area, blur=0.5)
+        local = View(local_size, settings.local_area, (Jitter(), Blur(0.5)))
         return (
-            View(size, settings.global_area, blur=1.0),
-            View(size, settings.global_area, blur=0.1, solarise=0.2),
+            View(size, settings.global_area, (Jitter(), Blur())),
+            View(size, settings.global_area, (Jitter(), Blur(0.1), Solarise(0.2))),
             *[local] * settings.local_crops,
         )
 

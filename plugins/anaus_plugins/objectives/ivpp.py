@@ -95,23 +95,11 @@ class IVPP(Objective[IVPPSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for both frames; one draw of brightness and contrast, at 1/2, where the paper has two."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
+        operations = Jitter(0.5, brightness=0.25, contrast=0.25), Blur(0.25)
         return tuple(
-            View(
-                size,
-                self.settings.crop_area,
-                interpolation="bilinear",
-                jitter=0.5,
-                brightness=0.25,
-                contrast=0.25,
-                saturation=0.0,
-                hue=0.0,
-                grayscale=0.0,
-                blur=0.25,
-                frame=frame,
-            )
-            for frame in range(2)
+            View(size, self.settings.crop_area, operations, interpolation="bilinear", frame=frame) for frame in range(2)
         )
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:

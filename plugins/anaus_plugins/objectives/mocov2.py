@@ -77,9 +77,9 @@ class MoCoV2(Objective[MoCoV2Settings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice; the first view is always the query."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
-        view = View(size, self.settings.crop_area, saturation=0.4, blur=0.5)
+        view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5)))
         return view, view
 
     def sampler(self, corpus: PackedCorpus, batch: int, seed: int) -> Sampler:

@@ -55,9 +55,9 @@ class SimCLR(Objective[SimCLRSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice: crop, flip, strong jitter, blur of every second image (App. A)."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, View
 
-        view = View(size, self.settings.crop_area, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+        view = View(size, self.settings.crop_area, (Jitter(brightness=0.8, contrast=0.8), Blur(0.5)))
         return view, view
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:

@@ -60,7 +60,7 @@ class Supervised(Objective[SupervisedSettings]):
         """Crop and flip only."""
         from anaus_bench.corpus.view import View
 
-        return (View(size, self.settings.crop_area, jitter=0.0, grayscale=0.0, blur=0.0),)
+        return (View(size, self.settings.crop_area),)
 
     def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class labels, and views if asked for."""

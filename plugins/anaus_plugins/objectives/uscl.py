@@ -92,20 +92,14 @@ class USCL(Objective[USCLSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe for each of the three frames: mild crop, flip, strong jitter."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Jitter, View
 
         return tuple(
             View(
                 size,
                 self.settings.crop_area,
+                (Jitter(1.0, brightness=0.8, contrast=0.8),),
                 crop_ratio=(0.8, 1.25),
-                jitter=1.0,
-                brightness=0.8,
-                contrast=0.8,
-                saturation=0.8,
-                hue=0.2,
-                grayscale=0.0,
-                blur=0.0,
                 mean=MEAN,
                 std=STD,
                 frame=frame,

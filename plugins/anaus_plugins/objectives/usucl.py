@@ -105,16 +105,7 @@ class USUCL(Objective[USUCLSettings]):
         from anaus_bench.corpus.view import View
 
         return tuple(
-            View(
-                size,
-                interpolation="bilinear",
-                flip=0.0,
-                jitter=0.0,
-                grayscale=0.0,
-                blur=0.0,
-                square=True,
-                frame=frame,
-            )
+            View(size, interpolation="bilinear", flip=0.0, square=True, frame=frame)
             for frame in range(2 + self.settings.negatives)
         )
 

@@ -56,9 +56,9 @@ class VICReg(Objective[VICRegSettings]):
 
     def views(self, size: int) -> tuple[View, ...]:
         """The same recipe twice (App. C)."""
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
-        view = View(size, self.settings.crop_area, blur=0.5, solarise=0.1)
+        view = View(size, self.settings.crop_area, (Jitter(), Blur(0.5), Solarise(0.1)))
         return view, view
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:

@@ -279,9 +279,6 @@ def _recipe(network: nn.ModuleDict, settings: FineTuningSettings) -> View:
         crop_ratio=(0.8, 1.25),
         interpolation="bilinear",
         flip=0.5,
-        jitter=0.0,
-        grayscale=0.0,
-        blur=0.0,
         mean=cast("tuple[float, float, float]", card.mean),
         std=cast("tuple[float, float, float]", card.std),
     )

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from anaus_bench.corpus.batch import Batch, make_batch
 from anaus_bench.corpus.draw import overlap_box
+from anaus_bench.corpus.view import Blur, Jitter, Solarise
 from anaus_bench.errors import SettingsError
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.base import resolve
@@ -323,8 +324,8 @@ def test_view_sizes_that_cells_or_patches_do_not_divide_are_refused() -> None:
 def test_recipes_are_those_of_the_supplement() -> None:
     first, second = make("paper").views(224)
 
-    assert (first.crop_area, first.blur, first.solarise) == ((0.2, 1.0), 1.0, 0.0)
-    assert (second.crop_area, second.blur, second.solarise) == ((0.2, 1.0), 0.1, 0.2)
+    assert (first.crop_area, first.operations) == ((0.2, 1.0), (Jitter(), Blur()))
+    assert (second.crop_area, second.operations) == ((0.2, 1.0), (Jitter(), Blur(0.1), Solarise(0.2)))
 
 
 def test_objective_modules_import_without_torch() -> None:

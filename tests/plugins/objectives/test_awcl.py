@@ -15,7 +15,7 @@ from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.contrast_images import sup_con
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.base import resolve
-from anaus_plugins.objectives.awcl import AWCL, AWCLSettings, Granularity, anatomies
+from anaus_plugins.objectives.awcl import AWCL, AWCLSettings, Gamma, Granularity, anatomies
 
 PATTERN = AWCLSettings().view_pattern
 
@@ -47,6 +47,16 @@ def corpus() -> PackedCorpus:
 
 def test_it_keeps_the_contract(objective: AWCL) -> None:
     check_objective(objective)
+
+
+def test_gamma_raises_each_image_to_its_exponent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(500, 1, 4, 4, generator=generator)
+
+    exponents = Gamma(0.25).draw(500, generator, 4)
+
+    assert 0.75 <= exponents.min() < 0.76 and 1.24 < exponents.max() <= 1.25
+    assert torch.allclose(Gamma(0.25).apply(images, exponents)[7], images[7] ** exponents[7])
 
 
 @pytest.mark.parametrize(

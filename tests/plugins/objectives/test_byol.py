@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from anaus_bench.corpus.batch import Batch, make_batch
+from anaus_bench.corpus.view import Blur, Jitter, Solarise
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.byol import BYOL, BYOLSettings, regression
@@ -104,5 +105,5 @@ def test_paper_heads_have_4096_hidden_and_256_output_units_and_no_last_bias() ->
 def test_recipes_are_asymmetric_in_blur_and_solarisation(objective: BYOL) -> None:
     first, second = objective.views(224)
 
-    assert (first.blur, first.solarise, second.blur, second.solarise) == (1.0, 0.0, 0.1, 0.2)
+    assert (first.operations, second.operations) == ((Jitter(), Blur()), (Jitter(), Blur(0.1), Solarise(0.2)))
     assert first.crop_area == (0.08, 1.0)

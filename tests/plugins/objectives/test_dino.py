@@ -9,6 +9,7 @@ from lightly.loss import DINOLoss
 from torch import nn
 from torch.nn import functional as F
 
+from anaus_bench.corpus.view import Blur, Solarise
 from anaus_bench.kit.check import check_objective
 from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.distillation import CentredTargets, DINOHead, cross_view_entropy
@@ -103,7 +104,7 @@ def test_crops_are_the_papers() -> None:
     views = DINO(DINOSettings()).views(224)
 
     assert [view.size for view in views] == [224, 224, *[96] * 8]
-    assert [(view.blur, view.solarise) for view in views[:3]] == [(1.0, 0.0), (0.1, 0.2), (0.5, 0.0)]
+    assert [view.operations[1:] for view in views[:3]] == [(Blur(),), (Blur(0.1), Solarise(0.2)), (Blur(0.5),)]
 
 
 def test_the_teachers_temperature_rises_linearly_and_stays() -> None:

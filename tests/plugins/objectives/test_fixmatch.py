@@ -13,6 +13,7 @@ from anaus_bench.kit.synthetic import synthetic_batch, synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.base import resolve
 from anaus_plugins.objectives.fixmatch import FixMatch, FixMatchSettings, consistency
+from anaus_plugins.objectives.fixmatch.operations import CutOut, RandAugment, Translate
 
 
 @pytest.fixture
@@ -108,8 +109,8 @@ def test_every_item_has_a_label_and_its_weak_and_strong_views_show_the_same_imag
 
     assert (batch.labels >= 0).all()
     assert frames == [0, 1, 2, 1, 2]
-    assert [view.operations for view in objective.views(32)] == [0, 0, 0, 2, 2]
-    assert [view.cutout for view in objective.views(32)] == [0, 0, 0, 0.5, 0.5]
+    strong = (Translate(0.125), RandAugment(2), CutOut(0.5))
+    assert [view.operations for view in objective.views(32)] == [strong[:1]] * 3 + [strong] * 2
     assert all((crop.box == torch.tensor([0.0, 0.0, 64.0, 64.0])).all() for crop in batch.crops)
 
 

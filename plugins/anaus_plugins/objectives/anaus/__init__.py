@@ -52,7 +52,7 @@ class AnaUS(Objective[AnaUSSettings]):
         Raises:
             SettingsError: The cells of the masks or the patches would not divide the view.
         """
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         context, divisors = self.settings.context, {"the coarsest stride": SCALES[0]}
         if context.enabled:
@@ -63,7 +63,7 @@ class AnaUS(Objective[AnaUSSettings]):
             if size % divisor:
                 raise SettingsError(f"view size {size} is no multiple of {divisor} ({what}); change one of them")
         area = self.settings.crop_area
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2)
+        return View(size, area, (Jitter(), Blur())), View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)))
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Online and target networks; the heads take the B * K pooled vectors as rows."""

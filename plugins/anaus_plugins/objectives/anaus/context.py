@@ -37,7 +37,7 @@ def context_loss(
     crop = Crop(torch.where(usable[:, None], box, batch.crops[0].box), torch.zeros_like(usable))
     intact = resample(batch.source.float().div(255), crop, recipe.size, recipe.interpolation)
     if settings.photometric == "views":
-        seen, hidden = (photometric(intact, draw) for draw in batch.photometry)
+        seen, hidden = (photometric(intact, *pair) for pair in zip(batch.recipes, batch.photometry, strict=True))
     else:
         seen = hidden = shared_photometry(intact, recipe, generator) if settings.photometric == "shared" else intact
     damaged = damage(seen, **settings.damage.model_dump(), seed=batch.seed)

@@ -82,8 +82,8 @@ def shared_photometry(images: Tensor, recipe: View, generator: torch.Generator) 
     from anaus_bench.corpus.pixels import photometric
     from anaus_bench.distributed.group import own_rows, world_size
 
-    drawn = draw_photometry(recipe, world_size() * len(images), generator)
-    return photometric(images, drawn.part(own_rows(len(images))))
+    count, own = world_size() * len(images), own_rows(len(images))
+    return photometric(images, recipe, draw_photometry(recipe, count, generator, own))
 
 
 def drawn_masks(batch: Batch, crop: Crop, sampler: RegionSampler, generator: torch.Generator) -> Mapping[int, Tensor]:

@@ -127,12 +127,13 @@ class SlotCon(Objective[SlotConSettings]):
         Raises:
             SettingsError: The cells of the masks would not divide the view.
         """
-        from anaus_bench.corpus.view import View
+        from anaus_bench.corpus.view import Blur, Jitter, Solarise, View
 
         if size % STRIDE:
             raise SettingsError(f"view size {size} is no multiple of {STRIDE}, the stride of the groups; change it")
         area, overlap = self.settings.crop_area, self.settings.min_overlap if self.settings.redraw else 0.0
-        return View(size, area, blur=1.0, solarise=0.0), View(size, area, blur=0.1, solarise=0.2, overlap=overlap)
+        first = View(size, area, (Jitter(), Blur()))
+        return first, View(size, area, (Jitter(), Blur(0.1), Solarise(0.2)), overlap=overlap)
 
     def build(self, encoder: Encoder, num_classes: int = 0) -> nn.ModuleDict:
         """Online and target networks; prototypes start from a standard normal."""

@@ -105,7 +105,7 @@ class USFMAE(Objective[USFMAESettings]):
         from anaus_bench.corpus.view import View
 
         crop = self.settings.crop_area
-        return (View(size, crop, interpolation="bilinear", jitter=0.0, grayscale=0.0, blur=0.0),)
+        return (View(size, crop, interpolation="bilinear"),)
 
     def load_imagenet(self, encoder: Encoder, source: str) -> None:
         """Reads the masked autoencoder of ImageNet; `build` then loads encoder and decoder from it."""

@@ -1,4 +1,4 @@
-"""Operations of the views that only some objectives use: square crops, shift, gamma, RandAugment, cutout."""
+"""FixMatch's shift, RandAugment and cutout against what PIL and torchvision do to single images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from anaus_bench.corpus.batch import make_batch
-from anaus_bench.corpus.draw import draw_crops, draw_photometry, overlap_box
-from anaus_bench.corpus.pixels import CUTOUT_GRAY, photometric
-from anaus_bench.corpus.randaugment import OPERATIONS, Operations, apply_operations, draw_operations
-from anaus_bench.corpus.view import Photometry, View
+from anaus_plugins.objectives.fixmatch.operations import CUTOUT_GRAY, POOL, CutOut, RandAugment, Translate
 
-NAMES = [operation.__name__.lstrip("_") for operation in OPERATIONS]
+NAMES = [change.__name__.lstrip("_") for change in POOL]
 
 
 @pytest.fixture
@@ -24,15 +20,12 @@ def images() -> Tensor:
     return levels.float() / 255
 
 
-def neutral(count: int, **extra: Tensor | Operations) -> Photometry:
-    one, no = torch.ones(count), torch.zeros(count, dtype=torch.bool)
-    return Photometry(one, one, no, torch.zeros(count), no, **extra)  # type: ignore[arg-type]
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def operate(images: Tensor, name: str, magnitude: float, sign: float = 1.0) -> Tensor:
-    shape = (1, len(images))
-    kind = torch.full(shape, NAMES.index(name))
-    return apply_operations(images, Operations(kind, torch.full(shape, magnitude), torch.full(shape, sign)))
+    return RandAugment(1).apply(images, torch.tensor([[[NAMES.index(name), magnitude, sign]]] * len(images)))
 
 
 def as_pil(image: Tensor) -> Image.Image:
@@ -45,58 +38,20 @@ def levels(image: Tensor | Image.Image) -> Tensor:
     return (image[0] * 255).round().int()
 
 
-def test_a_square_crop_has_the_shorter_side_and_every_place() -> None:
-    boxes = torch.tensor([[4.0, 0.0, 24.0, 32.0]]).repeat(300, 1)
-
-    crop = draw_crops(View(32, square=True, flip=0.0), boxes, torch.Generator().manual_seed(0))
-
-    assert set(crop.box[:, 2:].flatten().tolist()) == {24.0}
-    assert set(crop.box[:, 0].tolist()) == {4.0}
-    assert set(crop.box[:, 1].tolist()) == {float(left) for left in range(9)}
-
-
-def test_crops_that_hardly_overlap_the_first_are_drawn_again_and_the_others_are_kept() -> None:
-    count, least = 400, 0.3
-    boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]]).repeat(count, 1)
-    corpus = torch.zeros(count, 64, 64, dtype=torch.uint8), None, boxes, torch.zeros(count, dtype=torch.long)
-
-    def crops(overlap: float) -> tuple[Tensor, Tensor, Tensor]:
-        recipes = (View(8, (0.1, 0.3)), View(8, (0.1, 0.3), overlap=overlap))
-        first, second = make_batch(*corpus, torch.arange(count), recipes, 0, 0).crops
-        shared = overlap_box(first, second)[:, 2:].clamp(min=0).prod(dim=1)
-        return first.box, second.box, shared / second.box[:, 2:].prod(dim=1)
-
-    first, second, shares = crops(0.0)
-    again_first, again, better = crops(least)
-
-    assert torch.equal(first, again_first)
-    assert torch.equal(again[shares > least + 1e-4], second[shares > least + 1e-4])
-    assert (shares >= least).float().mean() < 0.7
-    assert (better >= least).float().mean() > 0.95  # ten draws are not always enough
-
-
 def test_a_shift_reflects_what_comes_in_at_the_border(images: Tensor) -> None:
     shift = torch.tensor([[0, 0], [3, -2], [-4, 4]])
 
-    shifted = photometric(images, neutral(3, shift=shift))
+    shifted = Translate(0.125).apply(images, shift)
 
     for image, moved, (down, right) in zip(images, shifted, shift.tolist(), strict=True):
         padded = torch.nn.functional.pad(image, [4] * 4, mode="reflect")
         assert torch.equal(moved, padded[:, 4 - down : 36 - down, 4 - right : 36 - right])
 
 
-def test_gamma_is_an_exponent(images: Tensor) -> None:
-    gamma = torch.tensor([0.75, 1.0, 1.25])
-
-    changed = photometric(images, neutral(3, gamma=gamma))
-
-    assert torch.allclose(changed, images ** gamma[:, None, None, None])
-
-
 def test_a_cutout_is_a_gray_square_that_may_reach_over_the_border(images: Tensor) -> None:
     hole = torch.tensor([[4, 6, 20, 22], [-8, 24, 8, 40], [31, 31, 47, 47]])
 
-    cut = photometric(images, neutral(3, hole=hole))
+    cut = CutOut(0.5).apply(images, hole)
 
     changed = (cut != images).sum(dim=(1, 2, 3))
     assert changed.tolist() == pytest.approx([256, 64, 1], abs=5)  # a pixel may have been of that gray
@@ -104,37 +59,31 @@ def test_a_cutout_is_a_gray_square_that_may_reach_over_the_border(images: Tensor
     assert torch.equal(cut[1, 0, 8:], images[1, 0, 8:])
 
 
-def test_draws_keep_to_their_ranges_and_do_not_disturb_those_of_other_recipes() -> None:
-    plain = View(64)
-    rich = View(64, gamma=0.25, translate=0.125, operations=2, cutout=0.5)
+def test_shifts_and_squares_keep_to_their_shares_of_the_side() -> None:
+    shift = Translate(0.125).draw(500, seeded(), 64)
+    hole = CutOut(0.5).draw(500, seeded(), 64)
 
-    before = draw_photometry(plain, 500, torch.Generator().manual_seed(0))
-    after = draw_photometry(rich, 500, torch.Generator().manual_seed(0))
-
-    assert torch.equal(before.brightness, after.brightness)
-    assert before.gamma is None and before.shift is None and before.operations is None and before.hole is None
-    assert after.gamma is not None and after.shift is not None and after.operations is not None
-    assert after.hole is not None
-    assert 0.75 <= after.gamma.min() < 0.76 and 1.24 < after.gamma.max() <= 1.25
-    assert (after.shift.min(), after.shift.max()) == (-8, 8)
-    assert after.operations.kind.shape == (2, 500)
-    assert (after.hole[:, 2:] - after.hole[:, :2] == 32).all()
-    assert (after.hole[:, 0].min(), after.hole[:, 0].max()) == (-16, 47)
+    assert (shift.min(), shift.max()) == (-8, 8)
+    assert (hole[:, 2:] - hole[:, :2] == 32).all()
+    assert (hole[:, 0].min(), hole[:, 0].max()) == (-16, 47)
 
 
 def test_operations_are_drawn_evenly_and_every_second_is_applied() -> None:
-    drawn = draw_operations(2, 20000, torch.Generator().manual_seed(0))
+    place, magnitude, sign = RandAugment(2).draw(20000, seeded(), 64).unbind(dim=2)
 
-    shares = torch.bincount(drawn.kind.flatten(), minlength=len(OPERATIONS)) / drawn.kind.numel()
-    expected = torch.full((len(OPERATIONS),), 0.5 / len(OPERATIONS))
+    shares = torch.bincount(place.flatten().long(), minlength=len(POOL)) / place.numel()
+    expected = torch.full((len(POOL),), 0.5 / len(POOL))
     expected[0] += 0.5
+    assert place.shape == (20000, 2)
     assert torch.allclose(shares, expected, atol=0.005)
+    assert magnitude.min() >= 0 and magnitude.max() < 1
+    assert set(sign.flatten().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_operation_stays_in_range_and_touches_only_its_images(images: Tensor, name: str) -> None:
-    kind = torch.tensor([[0, NAMES.index(name), 0]])
-    changed = apply_operations(images, Operations(kind, torch.full((1, 3), 0.7), torch.ones(1, 3)))
+    places = (0, NAMES.index(name), 0)
+    changed = RandAugment(1).apply(images, torch.tensor([[[place, 0.7, 1.0]] for place in places]))
 
     assert torch.equal(changed[[0, 2]], images[[0, 2]])
     assert changed.shape == images.shape

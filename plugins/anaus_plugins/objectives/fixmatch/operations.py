@@ -1,67 +1,96 @@
-"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719) of gray images, batched, in the form that FixMatch uses.
-
-The pool is FixMatch's without the colour operation, which changes nothing on gray images: per round one operation at a
-random magnitude, applied with probability 1/2 (Sohn et al. 2020, App. D).
-"""
+"""What FixMatch does to pixels: the shift of all views; RandAugment and the gray square (cutout) of the strong ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anaus_bench.corpus.view import change_some
+
+CUTOUT_GRAY = 127 / 255
 APPLIED = 0.5
 ROTATION = 30.0  # degrees
 SHEAR = 0.3
 TRANSLATION = 0.3  # of the side
 
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, by a magnitude and a direction (n, 1, 1, 1)
+
 
 @dataclass(frozen=True)
-class Operations:
-    """One draw, each (rounds, B) on the CPU.
+class Translate:
+    """Shifts by at most a share of the side per axis; what comes in is reflected at the border."""
 
-    Attributes:
-        kind: Place in `OPERATIONS`; 0 leaves the image as it is.
-        magnitude: In [0, 1).
-        sign: -1 or 1, the direction of geometric operations.
+    share: float
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        """(count, 2) int64: pixels down and right."""
+        reach = round(self.share * size)
+        return torch.randint(-reach, reach + 1, (count, 2), generator=generator)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Gathers rows, then columns."""
+        side = images.shape[-1]
+        source = (torch.arange(side) - parameters[:, :, None]).abs()  # (B, 2, side)
+        source = torch.where(source > side - 1, 2 * (side - 1) - source, source).to(images.device, non_blocking=True)
+        rows = source[:, 0, :, None].expand(-1, -1, side)[:, None]
+        columns = source[:, 1, None].expand(-1, side, -1)[:, None]
+        return images.gather(2, rows).gather(3, columns)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719) in the form that FixMatch uses (App. D), on gray images.
+
+    Per round and image one operation of `POOL` at a random magnitude, applied with probability 1/2. The pool is
+    FixMatch's without the colour operation, which changes nothing on gray images.
     """
 
-    kind: Tensor
-    magnitude: Tensor
-    sign: Tensor
+    rounds: int
 
-    def part(self, rows: slice) -> Operations:
-        """Those of some images."""
-        return Operations(self.kind[:, rows], self.magnitude[:, rows], self.sign[:, rows])
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        """(count, rounds, 3) float32: place in `POOL`, magnitude in [0, 1), and -1 or 1, the geometric direction."""
+        place, applied, magnitude, direction = torch.rand(4, self.rounds, count, generator=generator)
+        place = (place * len(POOL)).floor().clamp(max=len(POOL) - 1)
+        table = [torch.where(applied < APPLIED, place, 0.0), magnitude, torch.where(direction < 0.5, -1.0, 1.0)]
+        return torch.stack(table).permute(2, 1, 0)
 
-
-def draw_operations(rounds: int, count: int, generator: torch.Generator) -> Operations:
-    """Operations of `count` images."""
-    draws = torch.rand(4, rounds, count, generator=generator)
-    kind = (draws[0] * len(OPERATIONS)).long().clamp(max=len(OPERATIONS) - 1)
-    return Operations(
-        kind=torch.where(draws[1] < APPLIED, kind, 0),
-        magnitude=draws[2],
-        sign=torch.where(draws[3] < 0.5, -1.0, 1.0),
-    )
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """All rounds; place 0 leaves an image as it is."""
+        for table in parameters.unbind(dim=1):  # (B, 3)
+            for place, change in enumerate(POOL[1:], start=1):
+                images = change_some(images, table[:, 0] == place, table[:, 1:], partial(_operate, change))
+        return images
 
 
-def apply_operations(images: Tensor, operations: Operations) -> Tensor:
-    """Images (B, 1, H, H) float32 in [0, 1] after all rounds; as many come back, in [0, 1]."""
-    for kind, magnitude, sign in zip(operations.kind, operations.magnitude, operations.sign, strict=True):
-        for number, operation in enumerate(OPERATIONS):
-            chosen = (kind == number).nonzero().flatten()
-            if number == 0 or len(chosen) == 0:
-                continue
-            table = torch.stack([magnitude[chosen], sign[chosen]])
-            place, table = (value.to(images.device, non_blocking=True) for value in (chosen, table))
-            amount, direction = table[..., None, None, None]  # each (n, 1, 1, 1)
-            images = images.index_copy(0, place, operation(images[place], amount, direction).clamp(0, 1))
-    return images
+@dataclass(frozen=True)
+class CutOut:
+    """Puts a gray square at a random place; its side is a share of the view's, and it may reach over the border."""
+
+    share: float
+
+    def draw(self, count: int, generator: torch.Generator, size: int) -> Tensor:
+        """(count, 4) int64: top, left, bottom, right."""
+        side = round(self.share * size)
+        start = torch.randint(0, size, (count, 2), generator=generator) - side // 2
+        return torch.cat([start, start + side], dim=1)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Fills the squares."""
+        place = torch.arange(images.shape[-1])
+        inside = (place >= parameters[:, :2, None]) & (place < parameters[:, 2:, None])  # (B, 2, H): rows, columns
+        inside = inside.to(images.device, non_blocking=True)
+        return images.masked_fill((inside[:, 0, :, None] & inside[:, 1, None])[:, None], CUTOUT_GRAY)
+
+
+def _operate(change: Change, images: Tensor, table: Tensor) -> Tensor:
+    amount, sign = table.T.to(images.device, non_blocking=True)[..., None, None, None]  # each (n, 1, 1, 1)
+    return change(images, amount, sign).clamp(0, 1)
 
 
 def _identity(images: Tensor, amount: Tensor, sign: Tensor) -> Tensor:
@@ -157,7 +186,7 @@ def _affine(images: Tensor, rows: list[list[Tensor]]) -> Tensor:
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-OPERATIONS: tuple[Callable[[Tensor, Tensor, Tensor], Tensor], ...] = (
+POOL: tuple[Change, ...] = (
     _identity,
     _autocontrast,
     _equalise,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anaus_bench.corpus.batch import Batch
     from anaus_bench.corpus.packed import PackedCorpus
     from anaus_bench.corpus.sampling import Sampler
-    from anaus_bench.corpus.view import View
+    from anaus_bench.corpus.view import Operation, View
     from anaus_bench.nn.encoder import Encoder
 
 
@@ -93,27 +93,19 @@ class FixMatch(Objective[FixMatchSettings]):
     def views(self, size: int) -> tuple[View, ...]:
         """Weak view of the labelled image; weak views of the others; their strong views. All show the whole image."""
         from anaus_bench.corpus.view import View
+        from anaus_plugins.objectives.fixmatch.operations import CutOut, RandAugment, Translate
 
         settings = self.settings
+        weak = (Translate(settings.translate),) if settings.translate else ()
+        hole = (CutOut(settings.cutout),) if settings.cutout else ()
+        strong = (*weak, RandAugment(settings.operations), *hole)
 
-        def recipe(frame: int, *, strong: bool) -> View:
-            return View(
-                size,
-                crop_area=(1.0, 1.0),
-                crop_ratio=(1 / 3, 3.0),
-                interpolation="bilinear",
-                jitter=0.0,
-                grayscale=0.0,
-                blur=0.0,
-                frame=frame,
-                translate=settings.translate,
-                operations=settings.operations if strong else 0,
-                cutout=settings.cutout if strong else 0.0,
-            )
+        def recipe(frame: int, operations: tuple[Operation, ...]) -> View:
+            whole = (1.0, 1.0)
+            return View(size, whole, operations, crop_ratio=(1 / 3, 3.0), interpolation="bilinear", frame=frame)
 
         others = range(1, 1 + settings.unlabelled)
-        weak = [recipe(frame, strong=False) for frame in (0, *others)]
-        return (*weak, *[recipe(frame, strong=True) for frame in others])
+        return (*[recipe(frame, weak) for frame in (0, *others)], *[recipe(frame, strong) for frame in others])
 
     def labels(self, corpus: PackedCorpus) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         """Class labels, and views if asked for."""
