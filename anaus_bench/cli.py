@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from anaus_bench import distributed
+from anaus_bench import distributed, interrupts
 from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, Cell
 from anaus_bench.config import PRESETS, check_known, parse_overrides, resolve
@@ -614,8 +613,7 @@ def parse_roots(assignments: Sequence[str] | None) -> dict[str, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: user errors are one line on standard error and exit code 2; see `distributed` for `torchrun`."""
-    # SIGTERM (a scheduler's preemption) leaves the same resumable state as Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.listen()
     try:
         with distributed.team():
             if distributed.is_first():

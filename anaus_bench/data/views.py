@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anaus_bench.data.randaugment import Operations, apply_operations, draw_operations
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 CROP_TRIES = 10
 BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels
@@ -192,8 +192,7 @@ def make_batch(
     """
     if device is None:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    own_seed = step_seed(seed, step)
-    generator = torch.Generator().manual_seed(own_seed)
+    generator = torch.Generator().manual_seed(stream(seed, "views", step))
     indices = indices.reshape(len(indices), -1)
     cpu = torch.device("cpu")
     frames = {number: indices[:, number] for number in {0, *(recipe.frame for recipe in recipes)}}
@@ -231,7 +230,7 @@ def make_batch(
         labels=_rows(labels, indices[:, 0], device),
         weights=None if weights is None else weights[part].to(device),
         step=step,
-        seed=step_seed(own_seed, 1),
+        seed=stream(seed, "loss", step),
     )
 
 

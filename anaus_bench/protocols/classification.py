@@ -24,6 +24,7 @@ from anaus_bench.lazy import F, Image, nn, torch
 from anaus_bench.protocols.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
 from anaus_bench.protocols.settings import TaskSettings
 from anaus_bench.rows import write_rows
+from anaus_bench.seeds import stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +105,7 @@ class ClassificationTask(Task[ClassificationSettingsT]):
         test_set = decode(fold.test, fold.classes, settings.size, ctx)
         held_out = decode(validation, fold.classes, settings.size, ctx) if settings.select == "val" else test_set
 
-        torch.manual_seed(ctx.seed)
+        torch.manual_seed(stream(ctx.seed, "initial head"))
         network = build_classifier(encoder, len(fold.classes), settings.trainable).to(ctx.device)
         log = _train(network, train_set, held_out, settings, ctx)
         write_rows(ctx.out / "log.csv", log)
@@ -203,7 +204,7 @@ def split_validation(cases: Sequence[Case], seed: int) -> tuple[tuple[Case, ...]
         if case.sample.group_id not in seen:
             seen.add(case.sample.group_id)
             groups.setdefault(case.sample.label, {})[case.sample.group_id] = None
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(stream(seed, "validation"))
     held_out: set[str] = set()
     for of_class in groups.values():
         count = math.ceil(VALIDATION_SHARE * len(of_class)) if len(of_class) > 1 else 0

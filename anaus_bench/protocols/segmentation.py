@@ -23,6 +23,7 @@ from anaus_bench.protocols.batching import batch_indices, step_generator, steps_
 from anaus_bench.protocols.predictions import Instances, encode_rle, read_predictions, write_predictions
 from anaus_bench.protocols.settings import TaskSettings
 from anaus_bench.rows import write_rows
+from anaus_bench.seeds import stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,7 +158,7 @@ class SegmentationTask(Task[SegmentationSettingsT]):
         """
         from anaus_bench.protocols.maskrcnn import build_maskrcnn, run_trunks_in_bf16
 
-        torch.manual_seed(ctx.seed)
+        torch.manual_seed(stream(ctx.seed, "initial head"))
         model = build_maskrcnn(encoder, self.settings).to(ctx.device)
         if self.settings.precision == "bf16" and ctx.device.type == "cuda":
             run_trunks_in_bf16(model, ctx.device.type)

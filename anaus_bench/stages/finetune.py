@@ -10,7 +10,7 @@ import torch
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.nn.encoder import load_encoder
 from anaus_bench.registry import Registry
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 from anaus_bench.stages.folds import open_task, read_folds
 
 
@@ -19,6 +19,6 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     task, dataset, index = open_task(spec, inputs, registry)
     fold = read_folds(dataset, index, inputs.folders["folds"])[spec["fold"]]
     encoder = load_encoder(inputs.folders["pretrain"] / "encoder.safetensors")
-    torch.manual_seed(step_seed(ctx.seed, 0))
+    torch.manual_seed(stream(ctx.seed, "initial weights"))
     task.fit(encoder, fold, ctx)
     return {"train": len(fold.train), "test": len(fold.test)}
