@@ -209,6 +209,16 @@ class MaskSource(Plugin[S]):
         """
         raise NotImplementedError
 
+    def segment_packed(self, images: Tensor, boxes: Tensor, truth: Tensor | None = None) -> Tensor:
+        """As `segment`, of images packed in a corpus: override where the letterbox must not be seen.
+
+        Args:
+            images: (B, 1, S, S) uint8.
+            boxes: (B, 4) valid boxes (top, left, height, width) in pixels, on the CPU.
+            truth: (B, S, S) uint8 ground-truth ids, where `needs_truth`.
+        """
+        return self.segment(images, truth)
+
     def check(self, corpus: PackedCorpus) -> None:
         """Refuses a corpus of which label maps cannot be made, before any work is done.
 

@@ -73,8 +73,10 @@ def _stability(source: MaskSource[Any], corpus: PackedCorpus, device: torch.devi
     """Means of `stability` over a few images, evenly over the corpus."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, STABILITY_IMAGES).round().astype(int))
 
+    boxes = torch.from_numpy(corpus.boxes()[chosen])
+
     def segment(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return source.segment(torch.tensor(images)[:, None].to(device)).cpu().numpy()
+        return source.segment_packed(torch.tensor(images)[:, None].to(device), boxes).cpu().numpy()
 
     rows = stability(segment, corpus.images[chosen], corpus.boxes()[chosen])
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -123,7 +125,7 @@ def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, devic
     else:
         images = torch.tensor(corpus.images[part])[:, None].to(device)
         given = torch.tensor(truth).to(device) if source.needs_truth else None
-        maps = source.segment(images, given).cpu().numpy()
+        maps = source.segment_packed(images, torch.from_numpy(corpus.boxes()[part]), given).cpu().numpy()
     if maps.dtype != np.uint8 or maps.shape != corpus.images[part].shape:
         raise PluginError(
             f"mask source {source.name!r} returned {maps.dtype} of shape {maps.shape}; expected label maps, uint8 of "

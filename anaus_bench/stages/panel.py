@@ -54,10 +54,12 @@ def _regions(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The case packed as in a corpus, and the mask source's label map of it, both cut to the valid box."""
     picture = case.read()
-    image, (top, left, height, width) = letterbox(picture.image, size, labels=False)
+    image, box = letterbox(picture.image, size, labels=False)
+    top, left, height, width = box
     truth = None
     if source.needs_truth and picture.mask is not None:
         truth = torch.from_numpy(letterbox(picture.mask, size, labels=True)[0])[None].to(device)
-    label_map = source.segment(torch.from_numpy(image)[None, None].to(device), truth)[0].cpu().numpy()
+    images = torch.from_numpy(image)[None, None].to(device)
+    label_map = source.segment_packed(images, torch.tensor([box]), truth)[0].cpu().numpy()
     inside = slice(top, top + height), slice(left, left + width)
     return image[inside], label_map[inside]
