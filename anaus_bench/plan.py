@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anaus_bench.store import Record, Store
 
 # Raised when the stages themselves change their results.
-STAGES_VERSION = 1
+STAGES_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ class _Planner:
         self.cell = cell
         self.registry = registry
         self.notes: list[str] = []
+        self.images: dict[str, int] = {}  # of each data set of a corpus
 
     def plan(self) -> Plan:
         cell, registry = self.cell, self.registry
@@ -254,7 +255,7 @@ class _Planner:
             panel_inputs,
             data_roots,
         )
-        return Plan(cell, score, panel, audit, tuple(self.notes))
+        return Plan(cell, score, panel, audit, tuple(dict.fromkeys(self.notes)))
 
     def mask_source(self, name: str) -> MaskSource[Any]:
         cell = self.cell
@@ -272,7 +273,17 @@ class _Planner:
             if generated:
                 inputs[name] = generated["data"]
             roots |= root
-        return Stage("corpus", f"pack {'+'.join(names)}", spec, inputs, roots)
+        title = "+".join(names)
+        self._price(title, sum(self.images[name] for name in names), spec["size"])
+        return Stage("corpus", f"pack {title}", spec, inputs, roots)
+
+    def _price(self, title: str, count: int, size: int) -> None:
+        """Notes what a large corpus takes on disk, and on the device if it fits."""
+        if (gigabytes := count * size**2 / 1e9) >= 1:
+            self.notes.append(
+                f"corpus {title}: {count} images packed at {size} pixels are {gigabytes:.1f} GB, and label maps of "
+                "them as much again; corpus.size sets the side"
+            )
 
     def masks(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None = None) -> Stage:
         """Builds label maps of a corpus; rows that `audit` found are not fitted on."""
@@ -291,9 +302,11 @@ class _Planner:
         if not self._is_generated(name):
             index = find_data(dataset, self.roots)
             self.notes += [f"{name}: {warning}" for warning in index.warnings]
+            self.images[name] = len(index.samples)
             folder = data_folder(name, self.roots)
             return {**spec, "fingerprint": index.fingerprint}, {}, {name: str(folder)}
         phantom = self._core(PhantomSettings, "phantom")
+        self.images[name] = getattr(phantom, role)
         generate = {
             "dataset": spec,
             "count": getattr(phantom, role),
@@ -345,6 +358,7 @@ class _Planner:
         title = f"pre-train {cell.method} ({backbone})"
         if not objective.trains:
             return Stage("pretrain", f"{cell.method} encoder ({backbone})", spec), None
+        spec["share"] = self._core(CorpusSettings, "corpus").share
         spec["pretrain"] = settings.model_dump(mode="json", exclude={"init", "weights"})
         names = cell.corpus_names()
         if "labels" in objective.needs and not any(self.registry.get("datasets", name).classes for name in names):

@@ -6,7 +6,7 @@ its unlabelled ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anaus_bench.data.corpus import PackedCorpus
+from anaus_bench.data.corpus import Entry, PackedCorpus
 from anaus_bench.errors import CountMismatch, DataError, LabelError
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ImageSampler:
         """Consecutive parts of the epoch's permutation."""
         epoch, part = divmod(step, self.steps_per_epoch)
         if self._held[0] != epoch:
-            generator = torch.Generator().manual_seed(step_seed(~self.seed, epoch))
+            generator = torch.Generator().manual_seed(stream(self.seed, "order of images", epoch))
             self._held = epoch, torch.randperm(self.count, generator=generator)
         return Draw(self._held[1][part * self.batch : (part + 1) * self.batch, None])
 
@@ -203,7 +203,7 @@ class ClipSampler:
 
     def draw(self, step: int, progress: float) -> Draw:
         """Frames and weights of the step's clips."""
-        generator = torch.Generator().manual_seed(step_seed(step_seed(~self.seed, step), 1))
+        generator = torch.Generator().manual_seed(stream(self.seed, "frames", step))
         if self._order is None:
             few = len(self.clips) < self.batch
             clips = torch.multinomial(self.clips.lengths.double(), self.batch, replacement=few, generator=generator)
@@ -245,9 +245,10 @@ class BalancedSampler:
         self.steps_per_epoch = len(labels) // batch
         present = np.unique(labels[labels >= 0]).tolist()
         self._members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in present]
-        self._classes = _Stream(len(present), step_seed(~seed, 0))
+        self._classes = _Stream(len(present), stream(seed, "classes"))
         self._images = [
-            _Stream(len(members), step_seed(~seed, 1 + number)) for number, members in enumerate(self._members)
+            _Stream(len(members), stream(seed, "images of a class", number))
+            for number, members in enumerate(self._members)
         ]
 
     def draw(self, step: int, progress: float) -> Draw:
@@ -282,8 +283,8 @@ class SemiSupervisedSampler:
             raise CountMismatch(f"corpus has {count} images, fewer than one batch of {batch}; lower pretrain.batch")
         self.labelled, self.batch, self.unlabelled = labelled, batch, unlabelled
         self.steps_per_epoch = count // batch
-        self._labelled = _Stream(len(labelled), step_seed(~seed, 0))
-        self._all = _Stream(count, step_seed(~seed, 1))
+        self._labelled = _Stream(len(labelled), stream(seed, "labelled images"))
+        self._all = _Stream(count, stream(seed, "unlabelled images"))
 
     def draw(self, step: int, progress: float) -> Draw:
         """The labelled image of each item first."""
@@ -310,17 +311,45 @@ def labelled_part(corpus: PackedCorpus, labels: NDArray[np.int64], fraction: flo
     units: dict[int, dict[tuple[str, str], list[int]]] = {}
     for position, (entry, label) in enumerate(zip(corpus.entries, labels.tolist(), strict=True)):
         if label >= 0:
-            unit = entry.dataset, entry.video_id or entry.group_id
-            units.setdefault(label, {}).setdefault(unit, []).append(position)
+            units.setdefault(label, {}).setdefault(_clip_of(entry), []).append(position)
     if not units:
         raise LabelError(f"none of the {len(corpus)} images of this corpus has a class label; pass another --corpus")
     keeps = np.zeros(len(corpus), dtype=bool)
     for label, clips in units.items():
-        order = np.random.default_rng(step_seed(seed, label)).permutation(len(clips))
-        positions = list(clips.values())
-        for number in order[: max(1, round(fraction * len(clips)))].tolist():
-            keeps[positions[number]] = True
+        keeps[_first_clips(clips.values(), fraction, stream(seed, "labels that are kept", label))] = True
     return keeps
+
+
+def share_of_clips(corpus: PackedCorpus, rows: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """(m,) int64: the rows of a share of the clips of each data set, at least one, in their order.
+
+    A clip is never split, because its frames are near duplicates; without video ids the unit is the group. The rows of
+    a smaller share are among those of a larger one.
+
+    Args:
+        corpus: The images.
+        rows: (n,) int64 rows to take from.
+        share: In (0, 1].
+        seed: Of the choice.
+    """
+    units: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for row in rows.tolist():
+        clip = _clip_of(corpus.entries[row])
+        units.setdefault(clip[0], {}).setdefault(clip, []).append(row)
+    kept = [_first_clips(clips.values(), share, stream(seed, f"share of {name}")) for name, clips in units.items()]
+    return np.sort(np.array([row for part in kept for row in part], dtype=np.int64))
+
+
+def _clip_of(entry: Entry) -> tuple[str, str]:
+    """Data set and clip of an image, or its group where it belongs to no clip."""
+    return entry.dataset, entry.video_id or entry.group_id
+
+
+def _first_clips(clips: Collection[list[int]], share: float, seed: int) -> list[int]:
+    """Positions of the first clips of a random order that does not depend on the share; at least one clip's."""
+    order = np.random.default_rng(seed).permutation(len(clips))[: max(1, round(share * len(clips)))]
+    positions = list(clips)
+    return [position for number in order.tolist() for position in positions[number]]
 
 
 class _Stream:
@@ -338,6 +367,6 @@ class _Stream:
 
     def _order(self, epoch: int) -> Tensor:
         if self._held[0] != epoch:
-            generator = torch.Generator().manual_seed(step_seed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
             self._held = epoch, torch.randperm(self.count, generator=generator)
         return self._held[1]
