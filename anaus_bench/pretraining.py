@@ -126,8 +126,9 @@ def _train(
     def step(number: int) -> Mapping[str, Tensor]:
         with clock:
             batch = batch_of(number)
+        lr = rate(number) * objective.lr_factor(batch, number / steps)
         for group in optimiser.param_groups:
-            group["lr"] = rate(number) * objective.lr_factor(batch, number / steps)
+            group["lr"] = lr
             group["weight_decay"] = decay(number) if group["decayed"] else 0.0
         objective.before_forward(nets, number / steps)
         with torch.autocast(ctx.device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -56,10 +56,10 @@ class ClassificationSettings(TaskSettings):
     )
     size: int = Field(224, ge=64, description="side of the square input, px; the aspect ratio is not kept (USCL)")
     base_lr: float = Field(
-        0.01, gt=0, description="Adam learning rate, cosine to 0 (Sec. 4); lower it to train more layers"
+        0.01, gt=0, description="Adam learning rate, cosine to 0 (App. A.1); lower it to train more layers"
     )
     weight_decay: float = Field(1e-4, ge=0, description="Adam weight decay (USCL)")
-    epochs: int = Field(30, ge=1, description="passes over the training images (Sec. 4)")
+    epochs: int = Field(30, ge=1, description="passes over the training images (App. A.1)")
     batch_size: int | None = Field(
         None,
         ge=2,

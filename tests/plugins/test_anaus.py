@@ -270,12 +270,12 @@ def test_networks_survive_saving_and_loading() -> None:
     assert torch.equal(objective.loss(nets, batch)[0], objective.loss(other, batch)[0])
 
 
-def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
+def test_a_dozen_steps_on_one_batch_halve_the_loss() -> None:
     objective = make(scales=1, context={"enabled": False})
     nets, batch = build(objective), draw_batch(objective)
     optimiser = torch.optim.SGD(parameter_groups(nets), lr=0.02)
     losses = []
-    for _ in range(4):
+    for _ in range(12):
         optimiser.zero_grad()
         loss, _ = objective.loss(nets, batch)
         loss.backward()
@@ -283,7 +283,8 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
         objective.after_step(nets, 0.0)
         losses.append(loss.item())
 
-    assert losses[-1] < losses[0]
+    # On six other streams it ended at 0.08 to 0.19 of the first loss; after four steps at 0.4 to 0.9.
+    assert losses[-1] < losses[0] / 2
 
 
 def test_view_sizes_that_cells_or_patches_do_not_divide_are_refused() -> None:
