@@ -146,6 +146,8 @@ class Batch:
         weights: (B,) float32 number of each item from the sampler, such as its weight, or None.
         step: Number of the step, from 0.
         seed: Seed of this step for whatever an objective draws; the views were drawn from another stream.
+        boxes: (B, 4) float32 valid boxes (top, left, height, width) of `source` in pixels, on the CPU; around it is
+            letterbox.
     """
 
     views: tuple[Tensor, ...]
@@ -160,6 +162,7 @@ class Batch:
     weights: Tensor | None
     step: int
     seed: int
+    boxes: Tensor
 
 
 def make_batch(
@@ -231,6 +234,7 @@ def make_batch(
         weights=None if weights is None else weights[part].to(device),
         step=step,
         seed=stream(seed, "loss", step),
+        boxes=valid[0][part],
     )
 
 

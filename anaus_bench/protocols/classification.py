@@ -302,6 +302,7 @@ def _train(
         step=step,
         stateful={"network": network, "optimizer": optimizer, "best": best},
         images_per_step=batch_size,
+        batch=lambda number: {"indices": batch_indices(ctx.seed, number, len(train_set), batch_size)},
     )
     if settings.select != "last":
         network.load_state_dict(best.weights)

@@ -166,6 +166,24 @@ def test_superpixels_that_do_not_occur_take_no_part_in_the_clustering() -> None:
     assert clusters.unique().tolist() == [0, 1]
 
 
+@torch.no_grad()
+def test_the_letterbox_takes_no_part_in_the_clustering() -> None:
+    objective = make(stored_masks="prior", start_clusters=3)
+    nets = build(objective).eval()
+    batch = changed(draw_batch(objective, True), boxes=torch.tensor([[16.0, 0.0, 32.0, 64.0]]).repeat(4, 1))
+    prior = torch.zeros_like(batch.source_masks)
+    prior[:, 16:48, :32], prior[:, 16:48, 32:] = 3, 7
+
+    clusters = objective._refine(nets, batch, prior, 256, points_per_cluster=4)
+
+    assert clusters[:, 16:48].unique().tolist() == [
+        0,
+        1,
+    ]  # of eight regions; the four of the letterbox would make three
+    assert not clusters[:, :16].any()
+    assert not clusters[:, 48:].any()
+
+
 def test_clusters_are_limited_by_the_superpixels_of_the_batch() -> None:
     objective = make(start_clusters=128, superpixel_grid=4, points_per_cluster=16)
 
