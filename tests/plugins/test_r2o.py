@@ -179,7 +179,7 @@ def test_the_letterbox_takes_no_part_in_the_clustering() -> None:
     assert clusters[:, 16:48].unique().tolist() == [
         0,
         1,
-    ]  # of eight regions; the four of the letterbox would make three
+    ]  # the letterbox would make a third
     assert not clusters[:, :16].any()
     assert not clusters[:, 48:].any()
 
@@ -239,15 +239,16 @@ def test_fewer_than_two_shared_regions_give_zero_and_finite_gradients(shared: in
         assert name.startswith("target_") or (parameter.grad is not None and not parameter.grad.any()), name
 
 
-def test_constant_images_give_a_finite_loss() -> None:
+def test_constant_images_are_regions_like_any_other() -> None:
     objective = make()
     nets, batch = build(objective), draw_batch(objective, False)
     black = changed(batch, source=torch.zeros_like(batch.source), views=tuple(map(torch.zeros_like, batch.views)))
 
-    loss, _ = objective.loss(nets, black)
+    loss, logs = objective.loss(nets, black)
     loss.backward()
 
-    assert loss.isfinite()
+    assert logs["regions"].item() > 0
+    assert loss.item() == pytest.approx(2 - 2 * logs["positive_cosine"].item(), abs=1e-6)
     assert all(p.grad.isfinite().all() for p in nets.parameters() if p.grad is not None)
 
 
