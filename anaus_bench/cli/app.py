@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
 import typer
 from rich.console import Console
 
+from anaus_bench import interrupts
 from anaus_bench.cli.data import data_app
 from anaus_bench.cli.doctor import doctor
 from anaus_bench.cli.export import export
@@ -29,8 +29,7 @@ app.add_typer(masks_app, name="masks")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: user errors are one line on standard error and exit code 2; see `distributed` for `torchrun`."""
-    # SIGTERM (a scheduler's preemption) leaves the same resumable state as Ctrl-C.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupts.listen()
     try:
         with distributed.team():
             if distributed.is_first():

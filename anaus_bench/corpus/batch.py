@@ -20,7 +20,7 @@ from torch import Tensor
 from anaus_bench.corpus.draw import draw_crops, draw_photometry, redraw
 from anaus_bench.corpus.pixels import normalise, photometric, resample, resample_labels
 from anaus_bench.corpus.view import Crop, View
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Batch:
         weights: (B,) float32 number of each item from the sampler, such as its weight, or None.
         step: Number of the step, from 0.
         seed: Seed of this step for whatever an objective draws; the views were drawn from another stream.
+        boxes: (B, 4) float32 valid boxes (top, left, height, width) of `source` in pixels, on the CPU; around it is
+            letterbox.
     """
 
     views: tuple[Tensor, ...]
@@ -54,6 +56,7 @@ class Batch:
     weights: Tensor | None
     step: int
     seed: int
+    boxes: Tensor
 
 
 def make_batch(
@@ -86,8 +89,7 @@ def make_batch(
     """
     if device is None:
         device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    own_seed = step_seed(seed, step)
-    generator = torch.Generator().manual_seed(own_seed)
+    generator = torch.Generator().manual_seed(stream(seed, "views", step))
     indices = indices.reshape(len(indices), -1)
     cpu = torch.device("cpu")
     frames = {number: indices[:, number] for number in {0, *(recipe.frame for recipe in recipes)}}
@@ -127,7 +129,8 @@ def make_batch(
         labels=_rows(labels, indices[:, 0], device),
         weights=None if weights is None else weights[part].to(device),
         step=step,
-        seed=step_seed(own_seed, 1),
+        seed=stream(seed, "loss", step),
+        boxes=valid[0][part],
     )
 
 

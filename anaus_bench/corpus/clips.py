@@ -12,7 +12,7 @@ from torch import Tensor
 from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.corpus.sampling import Draw, ImageSampler
 from anaus_bench.errors import CountMismatch, DataError
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ClipSampler:
 
     def draw(self, step: int, progress: float) -> Draw:
         """Frames and weights of the step's clips."""
-        generator = torch.Generator().manual_seed(step_seed(step_seed(~self.seed, step), 1))
+        generator = torch.Generator().manual_seed(stream(self.seed, "frames", step))
         if self._order is None:
             few = len(self.clips) < self.batch
             clips = torch.multinomial(self.clips.lengths.double(), self.batch, replacement=few, generator=generator)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anaus_bench.corpus.packed import PackedCorpus
+from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.corpus.sampling import Draw
 from anaus_bench.errors import CountMismatch, LabelError
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 class BalancedSampler:
@@ -36,9 +38,10 @@ class BalancedSampler:
         self.steps_per_epoch = len(labels) // batch
         present = np.unique(labels[labels >= 0]).tolist()
         self._members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in present]
-        self._classes = _Stream(len(present), step_seed(~seed, 0))
+        self._classes = _Stream(len(present), stream(seed, "classes"))
         self._images = [
-            _Stream(len(members), step_seed(~seed, 1 + number)) for number, members in enumerate(self._members)
+            _Stream(len(members), stream(seed, "images of a class", number))
+            for number, members in enumerate(self._members)
         ]
 
     def draw(self, step: int, progress: float) -> Draw:
@@ -73,8 +76,8 @@ class SemiSupervisedSampler:
             raise CountMismatch(f"corpus has {count} images, fewer than one batch of {batch}; lower pretrain.batch")
         self.labelled, self.batch, self.unlabelled = labelled, batch, unlabelled
         self.steps_per_epoch = count // batch
-        self._labelled = _Stream(len(labelled), step_seed(~seed, 0))
-        self._all = _Stream(count, step_seed(~seed, 1))
+        self._labelled = _Stream(len(labelled), stream(seed, "labelled images"))
+        self._all = _Stream(count, stream(seed, "unlabelled images"))
 
     def draw(self, step: int, progress: float) -> Draw:
         """The labelled image of each item first."""
@@ -101,17 +104,45 @@ def labelled_part(corpus: PackedCorpus, labels: NDArray[np.int64], fraction: flo
     units: dict[int, dict[tuple[str, str], list[int]]] = {}
     for position, (entry, label) in enumerate(zip(corpus.entries, labels.tolist(), strict=True)):
         if label >= 0:
-            unit = entry.dataset, entry.video_id or entry.group_id
-            units.setdefault(label, {}).setdefault(unit, []).append(position)
+            units.setdefault(label, {}).setdefault(_clip_of(entry), []).append(position)
     if not units:
         raise LabelError(f"none of the {len(corpus)} images of this corpus has a class label; pass another --corpus")
     keeps = np.zeros(len(corpus), dtype=bool)
     for label, clips in units.items():
-        order = np.random.default_rng(step_seed(seed, label)).permutation(len(clips))
-        positions = list(clips.values())
-        for number in order[: max(1, round(fraction * len(clips)))].tolist():
-            keeps[positions[number]] = True
+        keeps[_first_clips(clips.values(), fraction, stream(seed, "labels that are kept", label))] = True
     return keeps
+
+
+def share_of_clips(corpus: PackedCorpus, rows: NDArray[np.int64], share: float, seed: int) -> NDArray[np.int64]:
+    """(m,) int64: the rows of a share of the clips of each data set, at least one, in their order.
+
+    A clip is never split, because its frames are near duplicates; without video ids the unit is the group. The rows of
+    a smaller share are among those of a larger one.
+
+    Args:
+        corpus: The images.
+        rows: (n,) int64 rows to take from.
+        share: In (0, 1].
+        seed: Of the choice.
+    """
+    units: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for row in rows.tolist():
+        clip = _clip_of(corpus.entries[row])
+        units.setdefault(clip[0], {}).setdefault(clip, []).append(row)
+    kept = [_first_clips(clips.values(), share, stream(seed, f"share of {name}")) for name, clips in units.items()]
+    return np.sort(np.array([row for part in kept for row in part], dtype=np.int64))
+
+
+def _clip_of(entry: Entry) -> tuple[str, str]:
+    """Data set and clip of an image, or its group where it belongs to no clip."""
+    return entry.dataset, entry.video_id or entry.group_id
+
+
+def _first_clips(clips: Collection[list[int]], share: float, seed: int) -> list[int]:
+    """Positions of the first clips of a random order that does not depend on the share; at least one clip's."""
+    order = np.random.default_rng(seed).permutation(len(clips))[: max(1, round(share * len(clips)))]
+    positions = list(clips)
+    return [position for number in order.tolist() for position in positions[number]]
 
 
 class _Stream:
@@ -129,6 +160,6 @@ class _Stream:
 
     def _order(self, epoch: int) -> Tensor:
         if self._held[0] != epoch:
-            generator = torch.Generator().manual_seed(step_seed(self.seed, epoch))
+            generator = torch.Generator().manual_seed(stream(self.seed, "order", epoch))
             self._held = epoch, torch.randperm(self.count, generator=generator)
         return self._held[1]

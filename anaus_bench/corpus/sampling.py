@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anaus_bench.errors import CountMismatch
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ImageSampler:
         """Consecutive parts of the epoch's permutation."""
         epoch, part = divmod(step, self.steps_per_epoch)
         if self._held[0] != epoch:
-            generator = torch.Generator().manual_seed(step_seed(~self.seed, epoch))
+            generator = torch.Generator().manual_seed(stream(self.seed, "order of images", epoch))
             self._held = epoch, torch.randperm(self.count, generator=generator)
         return Draw(self._held[1][part * self.batch : (part + 1) * self.batch, None])
 

@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 from anaus_bench.distributed.group import least
+from anaus_bench.interrupts import handled_by
 from anaus_bench.lazy import torch
 
 POLL_SECONDS = 0.2
@@ -111,19 +112,17 @@ def offer(job: Mapping[str, Any]) -> None:
 def jobs() -> Iterator[Any]:
     """What the first process offered and joined, one after the other, until it ends.
 
-    Meanwhile Ctrl-C is ignored: it is the first process that ends the run, once its own step is saved.
+    Meanwhile Ctrl-C and SIGTERM are ignored: it is the first process that ends the run, once its own step is saved.
     """
     assert _team is not None
     for number in itertools.count():
-        heeded = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            while not _team.store.check([f"job{number}"]):
-                time.sleep(POLL_SECONDS)
-            job = json.loads(_team.store.get(f"job{number}"))
+            with handled_by(signal.SIG_IGN):
+                while not _team.store.check([f"job{number}"]):
+                    time.sleep(POLL_SECONDS)
+                job = json.loads(_team.store.get(f"job{number}"))
         except torch.distributed.DistNetworkError:  # the store ended with the first process
             return
-        finally:
-            signal.signal(signal.SIGINT, heeded)
         if job is None:
             return
         yield job

@@ -231,7 +231,8 @@ class _Planner:
         if source is not None:
             inputs["masks"] = self.masks(source, inputs["corpus"], inputs.get("audit"))
             fit = inputs["masks"].inputs.get("fit")
-        spec = spec.model_copy(update={"pretrain": protocol})
+        share = self.sections.core(CorpusSettings).share
+        spec = spec.model_copy(update={"pretrain": protocol, "share": share})
         return stage_of(spec, f"pre-train {cell.method} ({backbone})", inputs=inputs), fit
 
     def _fit(self, source: MaskSource[Any], corpus: Stage, audit: Stage | None) -> Stage | None:

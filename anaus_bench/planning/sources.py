@@ -22,11 +22,13 @@ class Source:
 
     Attributes:
         spec: The data set, with the fingerprint of its files where they are the user's.
+        images: How many there are; about as many, where they are generated.
         generated: The stage that makes its images, or None.
         folder: The user's folder, or None.
     """
 
     spec: DatasetSpec
+    images: int
     generated: Stage | None = None
     folder: Path | None = None
 
@@ -63,7 +65,12 @@ class Sources:
         return self._corpora[key]
 
     def _pack(self, sources: Mapping[str, Source]) -> Stage:
-        size = self.sections.core(CorpusSettings).size
+        size, count = self.sections.core(CorpusSettings).size, sum(source.images for source in sources.values())
+        if (gigabytes := count * size**2 / 1e9) >= 1:
+            self.notes.append(
+                f"corpus {'+'.join(sources)}: {count} images packed at {size} pixels are {gigabytes:.1f} GB, and label "
+                "maps of them as much again; corpus.size sets the side"
+            )
         spec = CorpusSpec(size=size, datasets={name: source.spec for name, source in sources.items()})
         inputs = {role: stage for name, source in sources.items() for role, stage in source.inputs(name).items()}
         roots = {name: folder for source in sources.values() for name, folder in source.roots.items()}
@@ -82,7 +89,7 @@ class Sources:
             index = find_data(dataset, self.roots)
             self.notes += [f"{name}: {warning}" for warning in index.warnings]
             folder = data_folder(name, self.roots)
-            return Source(spec.model_copy(update={"fingerprint": index.fingerprint}), folder=folder)
+            return Source(spec.model_copy(update={"fingerprint": index.fingerprint}), len(index.samples), folder=folder)
         if "ANAUS_DATA" in os.environ and (folder := data_folder(name, {})):
             self.notes.append(
                 f"{name}: preset {self.cell.preset} generates phantoms; the folder {str(folder)!r} under ANAUS_DATA is "
@@ -92,7 +99,7 @@ class Sources:
         seed = 2 * phantom.seed + (role == "task")
         generate = PhantomsSpec(dataset=spec, count=getattr(phantom, role), size=phantom.size, seed=seed)
         title = f"generate images of {name} for the {'task' if role == 'task' else 'corpus'}"
-        return Source(spec, generated=stage_of(generate, title))
+        return Source(spec, generate.count, generated=stage_of(generate, title))
 
     def is_generated(self, name: str) -> bool:
         """Whether the data set is made of phantoms: those presets generate whatever has no folder of the user's."""

@@ -114,6 +114,7 @@ class PretrainSpec(Spec):
     Attributes:
         init: What it starts from.
         weights: Digest of the weights it starts from, and `weights_file` where they are.
+        share: Of the corpus's clips that are trained on.
         pretrain: The protocol's settings; None for an encoder that is not trained.
     """
 
@@ -124,6 +125,7 @@ class PretrainSpec(Spec):
     backbone: str
     init: str
     seed: int
+    share: float = 1.0
     weights: str | None = None
     weights_file: str | None = None
     pretrain: dict[str, Any] | None = None

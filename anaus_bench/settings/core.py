@@ -11,9 +11,22 @@ from anaus_bench.settings.base import Location, Settings
 
 
 class CorpusSettings(Settings):
-    """How a corpus is packed."""
+    """How a corpus is packed, and how much of it is used."""
 
-    size: int = Field(256, ge=16, le=1024, description="Side of the packed images in pixels; views are cut from them.")
+    size: int = Field(
+        512,
+        ge=16,
+        le=1024,
+        description="Side of the packed images in pixels. Views are cut from them, the authors' from whole frames: at "
+        "256 the median crop of a 4:3 frame is enlarged.",
+    )
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the clips of each data set to pre-train on (Fig. 5c: 0.5 to 1). Smaller shares are parts "
+        "of larger ones of the same seed, alike for all methods; masks are made of the whole.",
+    )
     overlap: Literal["refuse", "exclude", "allow"] = Field(
         "refuse", description="What to do with corpus images that stand in the task's data (same clip, near-duplicate)."
     )

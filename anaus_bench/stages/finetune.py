@@ -12,6 +12,7 @@ from anaus_bench.nn.encoder import load_encoder
 from anaus_bench.nn.network import NetworkCard, save_network
 from anaus_bench.planning.specs import FinetuneSpec
 from anaus_bench.registry import Registry
+from anaus_bench.seeds import stream
 from anaus_bench.stages.inputs import open_fold
 
 
@@ -29,7 +30,7 @@ def fine_tune(
     """The network of a fold, on the device of the stage, and what is to be known of it."""
     encoder = load_encoder(inputs.folders["pretrain"] / "encoder.safetensors")
     assert encoder.card is not None
-    torch.manual_seed(ctx.seed)
+    torch.manual_seed(stream(ctx.seed, "initial head"))
     network = protocol.build(encoder, fold.classes).to(ctx.device)
     protocol.fit(network, fold, task, ctx)
     return network, NetworkCard(encoder.card, protocol.name, task.name, fold.number, fold.classes, inputs.phantom)

@@ -65,9 +65,10 @@ def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
 def _stability(source: ImageSource[Any], corpus: PackedCorpus, device: torch.device) -> Row:
     """Means of `stability` over a few images, evenly over the corpus."""
     chosen = np.unique(np.linspace(0, len(corpus) - 1, STABILITY_IMAGES).round().astype(int))
+    entries = [corpus.entries[number] for number in chosen]
 
     def segment(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return source.segment(torch.tensor(images)[:, None].to(device)).cpu().numpy()
+        return source.label_maps(torch.tensor(images)[:, None].to(device), None, entries).cpu().numpy()
 
     rows = stability(segment, corpus.images[chosen], corpus.boxes()[chosen])
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anaus_bench.corpus.packed import letterbox
+from anaus_bench.corpus.packed import Entry, letterbox
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import Case, MaskSource, OracleSource, StageContext, StageInputs, StoredSource
 from anaus_bench.pictures import Column, draw_panel
@@ -54,10 +54,13 @@ def _regions(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The case packed as in a corpus, and the mask source's label map of it, both cut to the valid box."""
     picture = case.read()
-    image, (top, left, height, width) = letterbox(picture.image, size, labels=False)
+    image, box = letterbox(picture.image, size, labels=False)
+    top, left, height, width = box
     truth = None
     if picture.mask is not None:
         truth = torch.from_numpy(letterbox(picture.mask, size, labels=True)[0])[None].to(device)
-    label_map = source.label_maps(torch.from_numpy(image)[None, None].to(device), truth, ())[0].cpu().numpy()
+    images = torch.from_numpy(image)[None, None].to(device)
+    entry = Entry(case.sample.sample_id, "", case.sample.group_id, -1, None, None, None, box)
+    label_map = source.label_maps(images, truth, (entry,))[0].cpu().numpy()
     inside = slice(top, top + height), slice(left, left + width)
     return image[inside], label_map[inside]

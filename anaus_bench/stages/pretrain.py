@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from anaus_bench.corpus.labels import share_of_clips
 from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.corpus.view import View
 from anaus_bench.datasets.audit import without_overlap
@@ -14,7 +15,7 @@ from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.nn.encoder import Encoder, EncoderCard, save_encoder
 from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.training.pretraining import pretrain
 
@@ -22,7 +23,7 @@ from anaus_bench.training.pretraining import pretrain
 def run(spec: PretrainSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `encoder.safetensors` and, where there was training, `log.csv`."""
     objective: Objective[Any] = registry.build(spec.objective)
-    torch.manual_seed(step_seed(ctx.seed, 0))
+    torch.manual_seed(stream(ctx.seed, "initial weights"))
     encoder = Encoder(spec.backbone, objective.finest_stride())
     start = "random"
     if spec.init == "imagenet":
@@ -36,7 +37,7 @@ def run(spec: PretrainSpec, inputs: StageInputs, ctx: StageContext, registry: Re
         label_maps = np.load(masks / "label_maps.npy", mmap_mode="r") if masks is not None else None
         settings = PretrainSettings.model_validate(spec.pretrain)
         view = objective.views(settings.size)[0]
-        kept = without_overlap(corpus, inputs.folders.get("audit"))
+        kept = share_of_clips(corpus, without_overlap(corpus, inputs.folders.get("audit")), spec.share, ctx.seed)
         _, facts = pretrain(objective, encoder, corpus, label_maps, kept, settings, ctx)
         result |= facts
         result["phantom"] = corpus.phantom or inputs.phantom

@@ -23,19 +23,19 @@ def batch_indices(seed: int, step: int, count: int, batch_size: int) -> Tensor:
 
     The last batch of an epoch holds what is left.
     """
-    from anaus_bench.seeds import step_seed
+    from anaus_bench.seeds import stream
 
     epoch, position = divmod(step, steps_per_epoch(count, batch_size))
-    generator = torch.Generator().manual_seed(step_seed(seed, epoch))
+    generator = torch.Generator().manual_seed(stream(seed, "order", epoch))
     order = torch.randperm(count, generator=generator)
     return order[position * batch_size : (position + 1) * batch_size]
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """A CPU generator for a step's augmentation."""
-    from anaus_bench.seeds import step_seed
+    from anaus_bench.seeds import stream
 
-    return torch.Generator().manual_seed(step_seed(seed, step))
+    return torch.Generator().manual_seed(stream(seed, "augmentation", step))
 
 
 def encoder_card(encoder: Encoder) -> EncoderCard:

@@ -1,28 +1,28 @@
 """The one training loop: every stage that trains gives it a step, and gets progress, checkpoints and resuming.
 
 A step must be a function of its number and of the stateful objects alone. The loop seeds torch's generators from
-(seed, step) before each step, so a run that was killed continues bit for bit on the CPU.
+(seed, label, step) before each step, so a run that was killed continues bit for bit on the CPU.
 """
 
 from __future__ import annotations
 
+import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from anaus_bench.distributed.group import greatest, least, mean_over_processes, rank
+from anaus_bench.distributed.group import greatest, least, mean_over_processes, rank, world_size
 from anaus_bench.distributed.team import is_first
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
-from anaus_bench.seeds import step_seed
+from anaus_bench.interrupts import deferred
+from anaus_bench.seeds import stream
 
 LOG_EVERY = 20
 GO_ON, SAVE, STOP = range(3)  # what a process wishes after a step; the strongest wish of all is done
@@ -38,6 +38,10 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
         """Takes that state back."""
         ...
+
+
+Report = Callable[[str, int, Mapping[str, float]], TrainingError]
+"""(what is not finite, step from 1, the step's values) -> the error that says so."""
 
 
 class Clock:
@@ -63,10 +67,12 @@ def train(
     stateful: Mapping[str, Stateful],
     images_per_step: int,
     clock: Clock | None = None,
+    batch: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> list[dict[str, float]]:
     """Runs `step(0) ... step(steps - 1)` and returns the log: means over every `LOG_EVERY` steps.
 
-    On Ctrl-C the step under way is finished and saved before `KeyboardInterrupt` is raised; a second raises at once.
+    On Ctrl-C or SIGTERM the step under way is finished and saved before `KeyboardInterrupt` is raised; a second raises
+    at once. What is saved is finite: values and state are checked before, so that the last checkpoint is a good one.
     In a group of processes all run the same steps and stop after the same one; the log holds means over them, and the
     first saves what the steps change, which must be alike in all.
 
@@ -75,14 +81,17 @@ def train(
         label: Names the loop to the user and its checkpoint file.
         steps: Number of steps in all, those done before a kill included.
         step: One optimiser step; returns scalars to log, with the loss under `loss`.
-        stateful: All that the steps change.
+        stateful: All that the steps change. The learning rate of an optimiser is logged as `lr`.
         images_per_step: For the images/s shown.
         clock: What `step` adds its waiting for data to.
+        batch: Makes what a step was given once more, to be written where the step's values are not finite.
 
     Raises:
-        TrainingError: A logged value is not finite, or the processes do not find one checkpoint; nothing is published.
+        TrainingError: A logged value or a weight is not finite, or the processes do not find one checkpoint; nothing is
+            published.
     """
     clock = clock or Clock()
+    report = _reporter(ctx, label, batch)
     checkpoint = ctx.resume / f"{label.replace(' ', '_')}.pt"
     run = _Run()
     if checkpoint.exists():
@@ -92,92 +101,129 @@ def train(
             f"{label}: this process finds step {run.done} in {str(ctx.resume)!r}, another one another step; the store "
             "must be a folder that all processes see alike"
         )
-    with ctx.progress.track(label, steps, done=run.done) as tracker, _interrupts() as interrupted:
+    with ctx.progress.track(label, steps, done=run.done) as tracker, deferred() as interrupted:
         if 0 < run.done < steps:
             ctx.progress.note(f"{label}: resumed at step {run.done} of {steps}")
         saved_at = time.monotonic()
         while run.done < steps:
-            torch.manual_seed(_seed(ctx.seed, run.done))
-            run.add(step(run.done))
+            # Each process of a group draws its own numbers.
+            torch.manual_seed(stream(ctx.seed, f"loop {label}", run.done, rank()))
+            run.add({**step(run.done), **_rate(stateful)})
             if run.pending == LOG_EVERY or run.done == steps:
-                means = run.flush(label)
+                means = run.flush(report)
                 tracker.advance(run.done, images=run.flushed * images_per_step, waited=clock.waited, values=means)
                 clock.waited = 0.0
             # A finished loop is saved as well: the stage may have another one after it.
-            due = run.done == steps or time.monotonic() - saved_at >= ctx.checkpoint_seconds
+            # Only the process that saves says when: the others do not know the user's interval.
+            late = is_first() and time.monotonic() - saved_at >= ctx.checkpoint_seconds
+            due = run.done == steps or late
             wish = greatest(STOP if interrupted.is_set() else SAVE if due else GO_ON)
             if wish >= SAVE:
-                run.share()
+                _check_state(stateful, run.done, run.last(report), report)
                 if is_first():
                     _save(checkpoint, run, stateful)
                 saved_at = time.monotonic()
             if wish == STOP:
-                ctx.progress.note(f"{label}: interrupted; step {run.done} of {steps} is saved")
-                raise KeyboardInterrupt
+                break
+        # Asked again: a signal that came while the last step was saved stops the run before its next stage.
+        if greatest(int(interrupted.is_set())):
+            ctx.progress.note(f"{label}: interrupted; step {run.done} of {steps} is saved")
+            raise KeyboardInterrupt
     return run.log
 
 
-def _seed(seed: int, step: int) -> int:
-    """What torch's generators are seeded with before a step; each process of a group draws its own numbers."""
-    own = step_seed(seed, step)
-    return step_seed(own, rank()) if rank() > 0 else own
-
-
 class _Run:
-    """How far a loop is: steps done, the log, and the running sums of the steps not yet logged."""
+    """How far a loop is: steps done, the log, and the values of the steps not yet logged."""
 
     def __init__(self) -> None:
         self.done = 0
         self.pending = 0
         self.flushed = 0
-        self.sums: dict[str, Tensor] = {}
+        self.recent: dict[str, list[Tensor]] = {}
         self.log: list[dict[str, float]] = []
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            # float64: exact enough for the log to be the same after resuming.
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        """Takes the values of one more step; one that a step does not have counts as 0."""
+        # float64: exact enough for the log to be the same after resuming.
+        given = {name: value.detach().double() for name, value in values.items()}
+        for name, value in given.items():
+            self.recent.setdefault(name, [torch.zeros_like(value)] * self.pending).append(value)
+        for name in self.recent.keys() - given.keys():
+            self.recent[name].append(torch.zeros_like(self.recent[name][0]))
         self.done += 1
         self.pending += 1
 
-    def share(self) -> None:
-        """Replaces the sums by their means over the processes."""
-        self.sums = {name: mean_over_processes(value) for name, value in self.sums.items()}
+    def check(self, report: Report) -> dict[str, list[float]]:
+        """The values of the steps not yet logged, as means over the processes.
 
-    def flush(self, label: str) -> dict[str, float]:
-        self.share()
-        means = {name: value.item() / self.pending for name, value in self.sums.items()}
-        for name, value in means.items():
-            if value - value != 0.0:  # nan or infinite
-                raise TrainingError(
-                    f"{label}: {name} is {value} between steps {self.done - self.pending + 1} and {self.done}; it must "
-                    "be finite. Lower the learning rate, lengthen the warm-up, or set the precision to fp32"
-                )
+        Raises:
+            TrainingError: One is not finite.
+        """
+        shared = {name: mean_over_processes(torch.stack(column)) for name, column in self.recent.items()}
+        self.recent = {name: list(column) for name, column in shared.items()}
+        columns = {name: column.tolist() for name, column in shared.items()}
+        for place in range(self.pending):
+            values = {name: column[place] for name, column in columns.items()}
+            for name, value in values.items():
+                if not math.isfinite(value):
+                    raise report(f"{name} is {value} at", self.done - self.pending + place + 1, values)
+        return columns
+
+    def last(self, report: Report) -> Mapping[str, float]:
+        """The values of the last step, or the last row of the log if it is there already; checked."""
+        return {name: column[-1] for name, column in self.check(report).items()} or self.log[-1]
+
+    def flush(self, report: Report) -> dict[str, float]:
+        """Moves the values into the log; their means."""
+        means = {name: math.fsum(column) / self.pending for name, column in self.check(report).items()}
         self.log.append({"step": float(self.done), **means})
-        self.flushed, self.pending, self.sums = self.pending, 0, {}
+        self.flushed, self.pending, self.recent = self.pending, 0, {}
         return means
 
 
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C interrupts at once. Outside the main thread it is never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.getsignal(signal.SIGINT)
+def _rate(stateful: Mapping[str, Stateful]) -> dict[str, Tensor]:
+    """`lr`: the learning rate () float64 of the optimiser's last step; nothing without an optimiser."""
+    for holder in stateful.values():
+        if isinstance(holder, torch.optim.Optimizer):
+            return {"lr": torch.tensor(holder.param_groups[0]["lr"], dtype=torch.float64)}
+    return {}
 
-    def handle(*_: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
 
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _check_state(stateful: Mapping[str, Stateful], step: int, values: Mapping[str, float], report: Report) -> None:
+    """Refuses state that is not finite: weights can be ruined by a step whose own loss was fine."""
+    for name, holder in stateful.items():
+        for path, value in _tensors(name, holder.state_dict()):
+            if value.is_floating_point() and not value.isfinite().all():
+                raise report(f"{path} is not finite after", step, values)
+
+
+def _tensors(path: str, state: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested state, with their names."""
+    if isinstance(state, Tensor):
+        yield path, state
+    elif isinstance(state, Mapping):
+        for name, below in state.items():
+            yield from _tensors(f"{path}.{name}", below)
+
+
+def _reporter(ctx: StageContext, label: str, batch: Callable[[int], Mapping[str, Tensor]] | None) -> Report:
+    """What makes the error of a step that went wrong, and writes its batch into the folder of the checkpoints."""
+
+    def report(what: str, step: int, values: Mapping[str, float]) -> TrainingError:
+        written = ""
+        if batch is not None:
+            process = f"_process{rank()}" if world_size() > 1 else ""
+            path = ctx.resume / f"{label.replace(' ', '_')}_step{step}{process}.safetensors"
+            tensors = {name: value.detach().cpu().clone() for name, value in batch(step - 1).items()}
+            safetensors.torch.save_file(tensors, path)
+            written = f"; its batch is in {str(path)!r}"
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "step")
+        return TrainingError(
+            f"{label}: {what} step {step} ({parts}), it must be finite{written}. Lower the learning rate, lengthen the "
+            "warm-up, or set the precision to fp32"
+        )
+
+    return report
 
 
 def _save(path: Path, run: _Run, stateful: Mapping[str, Stateful]) -> None:

@@ -120,15 +120,17 @@ def _train(
     part = own_rows(settings.batch // world_size())
     clock = Clock()
 
+    def batch_of(number: int) -> Batch:
+        draw = sampler.draw(number, number / steps)
+        drawn = rows[draw.images]
+        return make_batch(images, maps, boxes, labels, drawn, recipes, ctx.seed, number, ctx.device, draw.weights, part)
+
     def step(number: int) -> Mapping[str, Tensor]:
         with clock:
-            draw = sampler.draw(number, number / steps)
-            drawn = rows[draw.images]
-            batch = make_batch(
-                images, maps, boxes, labels, drawn, recipes, ctx.seed, number, ctx.device, draw.weights, part
-            )
+            batch = batch_of(number)
+        lr = rate(number) * objective.lr_factor(batch, number / steps)
         for group in optimiser.param_groups:
-            group["lr"] = rate(number) * objective.lr_factor(batch, number / steps)
+            group["lr"] = lr
             group["weight_decay"] = decay(number) if group["decayed"] else 0.0
         objective.before_forward(nets, number / steps)
         with torch.autocast(ctx.device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -149,6 +151,7 @@ def _train(
         stateful={"nets": nets, "optimiser": optimiser},
         images_per_step=settings.batch,
         clock=clock,
+        batch=lambda number: _tensors_of(batch_of(number)),
     )
     write_rows(ctx.out / "log.csv", log)
     return nets, {
@@ -159,6 +162,14 @@ def _train(
         **({"corpus": facts} if facts else {}),
         "last": log[-1],
     }
+
+
+def _tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by name."""
+    tensors = {"indices": batch.indices, "labels": batch.labels, "source": batch.source}
+    for kind, held in (("view", batch.views), ("label_map", batch.label_maps)):
+        tensors |= {f"{kind}{number}": value for number, value in enumerate(held)}
+    return tensors
 
 
 def _averaged(compute: nn.Module) -> nn.Module:

@@ -75,6 +75,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         "objective": registry.spec("objectives", objective),
         "backbone": objective.default_backbone("tiny"),
         "init": "random",
+        "share": 1.0,
         "pretrain": resolve(PretrainSettings, "pretrain", "tiny", {"steps": STEPS}).model_dump(exclude={"weights"}),
     }
     given = StageInputs({role: inputs.folders[role] for role in ("corpus", *(["masks"] if masked else []))}, {})

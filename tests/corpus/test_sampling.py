@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anaus_bench.corpus.clips import ClipSampler, ClipSampling, find_clips, uniform_integers
-from anaus_bench.corpus.labels import BalancedSampler, SemiSupervisedSampler, labelled_part
+from anaus_bench.corpus.labels import BalancedSampler, SemiSupervisedSampler, labelled_part, share_of_clips
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.corpus.sampling import ImageSampler, WeightedSampler
 from anaus_bench.errors import CountMismatch, DataError, LabelError
@@ -156,6 +157,36 @@ def test_at_least_one_clip_of_a_class_keeps_its_label_and_all_do_at_fraction_one
     assert (labelled_part(CORPUS, CORPUS.labels(), 1.0, 0) == (CORPUS.labels() >= 0)).all()
     with pytest.raises(LabelError, match="none of the 16 images of this corpus has a class label"):
         labelled_part(CORPUS, np.full(16, -1), 0.5, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_are_of_whole_clips_of_every_data_set_and_smaller_ones_are_parts_of_larger(seed: int) -> None:
+    clips = [("one", f"v{n}", 3, -1) for n in range(20)] + [("two", f"v{n}", 5, -1) for n in range(10)]
+    corpus = corpus_of([*clips, ("three", None, 1, -1), ("three", None, 2, -1)])
+    rows = np.arange(len(corpus))
+
+    parts = {share: share_of_clips(corpus, rows, share, seed) for share in (0.01, 0.5, 0.6, 0.9, 1.0)}
+
+    for share, part in parts.items():
+        units = Counter((corpus.entries[row].dataset, corpus.entries[row].group_id) for row in part)
+        whole = Counter((entry.dataset, entry.group_id) for entry in corpus.entries)
+        assert all(whole[unit] == count for unit, count in units.items())
+        counts = Counter(dataset for dataset, _ in units)
+        assert counts == {name: max(1, round(share * n)) for name, n in (("one", 20), ("two", 10), ("three", 2))}
+    ordered = list(parts.values())
+    assert all(set(small) <= set(large) for small, large in itertools.pairwise(ordered))
+    assert parts[1.0].tolist() == rows.tolist()
+    assert [part.tolist() == sorted(part) for part in ordered] == [True] * 5
+
+
+def test_another_seed_gives_another_share_and_rows_left_out_stay_out() -> None:
+    corpus = corpus_of([("one", f"v{n}", 2, -1) for n in range(20)])
+    rows = np.arange(4, 40)
+
+    first, again, other = (share_of_clips(corpus, rows, 0.5, seed).tolist() for seed in (0, 0, 1))
+
+    assert first == again != other
+    assert min(first) >= 4
 
 
 def test_labelled_and_other_images_pass_in_permutations_without_end() -> None:

@@ -80,7 +80,7 @@ def smooth(module: nn.Module) -> Any:
     return module
 
 
-def train(objective: Any, masked: bool, folder: Path) -> dict[str, Any]:
+def train(objective: Any, masked: bool, folder: Path, checkpoint_seconds: float = 60.0) -> dict[str, Any]:
     """The encoder's state before and after, and the facts."""
     torch.manual_seed(0)
     encoder = Encoder(objective.default_backbone("tiny"), objective.finest_stride())
@@ -90,7 +90,7 @@ def train(objective: Any, masked: bool, folder: Path) -> dict[str, Any]:
     corpus = synthetic_corpus(24)
     out = folder / os.environ.get("RANK", "0")
     out.mkdir(parents=True, exist_ok=True)
-    ctx = StageContext(out, folder, torch.device("cpu"), 0, RecordedProgress(), 60.0)
+    ctx = StageContext(out, folder, torch.device("cpu"), 0, RecordedProgress(), checkpoint_seconds)
     _, facts = pretrain(objective, encoder, corpus, corpus.truth if masked else None, np.arange(24), SETTINGS, ctx)
     return {"start": start, "end": encoder.state_dict(), "facts": facts}
 
@@ -121,6 +121,13 @@ def train_troubled(trouble: str, folder: Path) -> Any:
     objective = Troubled(BYOLSettings(**BYOLSettings.presets["tiny"]))
     objective.trouble = trouble
     return train(objective, False, folder)
+
+
+def train_with_an_eager_second(folder: Path) -> Any:
+    """Fails in step 1; the first process saves once an hour, and the second one knows nothing of it."""
+    objective = Troubled(BYOLSettings(**BYOLSettings.presets["tiny"]))
+    objective.trouble = "fail"
+    return train(objective, False, folder, 0.0 if os.environ["RANK"] == "1" else 3600.0)
 
 
 def take_part(rank: int, port: int, call: Any, *arguments: Any) -> str:
@@ -229,6 +236,13 @@ def test_processes_stop_after_the_same_step_go_on_to_the_same_bits_and_fail_toge
         assert found["facts"]["last"] == pytest.approx(expected["facts"]["last"], rel=1e-12)
         assert all(torch.equal(found["end"][name], value) for name, value in expected["end"].items())
     assert failed == ["SystemExit: 1", "TrainingError: out of luck"]
+
+
+def test_the_process_that_saves_says_when(pair: Pair, tmp_path: Path) -> None:
+    ends, _ = pair(train_with_an_eager_second, tmp_path)
+
+    assert ends[1] == "TrainingError: out of luck"
+    assert not (tmp_path / "pre-train.pt").exists()
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert "resumed at step" in again.err
     for finished in ("pretrain", "finetune", "predict", "score"):
         assert files(tmp_path / "stopped", finished) == files(tmp_path / "whole", finished)
+
+
+def test_sigterm_stops_a_background_job_of_a_shell_outside_training_too(command: Command, tmp_path: Path) -> None:
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "from anaus_bench.cli import main; main(sys.argv[1:])"
+    )
+    words = ("data", "prepare", "phantom", "--preset", "tiny", "--set", "phantom.train=600", "--store", "stopped")
+    line = [sys.executable, "-c", code, *words]
+    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for("phantoms/.*", tmp_path / "stopped", process)
+
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 130
+    assert "interrupted: 0 stages finished, 2 to go" in errors
+    assert not list(tmp_path.glob("stopped/*/[!.]*/record.json"))
 
 
 def test_two_processes_share_a_store(command: Command, start: Start, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from itertools import combinations
 
@@ -390,16 +389,3 @@ def test_outside_the_sector_image_and_mask_are_zero() -> None:
     assert not images[:, ~inside].any()
     assert not labels[:, ~inside].any()
     assert labels[:, inside].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("frames", [1, 6])
-@pytest.mark.parametrize("anatomy", NEW)
-def test_twenty_images_a_second_on_one_core(anatomy: str, frames: int) -> None:
-    kinds = list(KINDS[anatomy]) * (24 // len(KINDS[anatomy]))
-    list(clips(anatomy, "speed", kinds[:2], frames=1, size=256, seed=0))
-
-    start = time.process_time()
-    made = list(clips(anatomy, "speed", kinds, frames=frames, size=256, seed=0))
-
-    assert frames * len(made) / (time.process_time() - start) >= 20

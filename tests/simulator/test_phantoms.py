@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -294,14 +293,3 @@ def test_every_lesion_is_in_the_smallest_picture() -> None:
         kind = KINDS[patient % 2]
         clip = breast_clip("small", patient, kind, frames=1, size=32, seed=0)
         assert set(np.unique(clip.labels)) == set(range(len(clip.structures) + 1))
-
-
-@pytest.mark.slow
-def test_twenty_images_a_second_on_one_core() -> None:
-    breast_clip("speed", 0, "benign", frames=6, size=256, seed=0)
-
-    start = time.process_time()
-    for patient in range(10):
-        breast_clip("speed", patient, KINDS[patient % 3], frames=6, size=256, seed=0)
-
-    assert 60 / (time.process_time() - start) >= 20

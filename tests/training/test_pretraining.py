@@ -140,4 +140,4 @@ def test_r2o_scales_its_rate_by_the_number_of_clusters_unless_masks_replace_them
 def batch_with(masks: Tensor | None) -> Batch:
     nothing = torch.zeros(1, dtype=torch.int64)
     source = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
-    return Batch((), (), (), (), (), source, masks, nothing[:, None], nothing, None, 0, 0)
+    return Batch((), (), (), (), (), source, masks, nothing[:, None], nothing, None, 0, 0, nothing)

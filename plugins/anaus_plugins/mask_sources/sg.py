@@ -94,11 +94,11 @@ class SG(LearnedSource[SGSettings]):
         import numpy as np
 
         from anaus_bench.nn.encoder import Encoder, load_imagenet
-        from anaus_bench.seeds import step_seed
+        from anaus_bench.seeds import stream
         from anaus_bench.training.pretraining import pretrain
 
         settings = self.settings
-        torch.manual_seed(step_seed(ctx.seed, 0))
+        torch.manual_seed(stream(ctx.seed, "initial weights"))
         encoder = Encoder(settings.backbone)
         if settings.pretrain.init == "imagenet":
             load_imagenet(encoder, settings.pretrain.weights)

@@ -21,6 +21,7 @@ from anaus_bench.lazy import F, Image, nn, torch
 from anaus_bench.nn.backbones import PARAMETERS
 from anaus_bench.parallel import batches
 from anaus_bench.rows import write_rows
+from anaus_bench.seeds import stream
 from anaus_bench.settings.base import Settings
 from anaus_bench.tasks.classification import ClassificationTask
 from anaus_bench.tasks.probabilities import label_of, write_probabilities
@@ -52,10 +53,10 @@ class FineTuningSettings(Settings):
     )
     size: int = Field(224, ge=64, description="side of the square input, px; the aspect ratio is not kept (USCL)")
     base_lr: float = Field(
-        0.01, gt=0, description="Adam learning rate, cosine to 0 (Sec. 4); lower it to train more layers"
+        0.01, gt=0, description="Adam learning rate, cosine to 0 (App. A.1); lower it to train more layers"
     )
     weight_decay: float = Field(1e-4, ge=0, description="Adam weight decay (USCL)")
-    epochs: int = Field(30, ge=1, description="passes over the training images (Sec. 4)")
+    epochs: int = Field(30, ge=1, description="passes over the training images (App. A.1)")
     batch_size: int | None = Field(
         None,
         ge=2,
@@ -158,7 +159,7 @@ def split_validation(cases: Sequence[Case], seed: int) -> tuple[tuple[Case, ...]
         if case.sample.group_id not in seen:
             seen.add(case.sample.group_id)
             groups.setdefault(case.sample.label, {})[case.sample.group_id] = None
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(stream(seed, "validation"))
     held_out: set[str] = set()
     for of_class in groups.values():
         count = math.ceil(VALIDATION_SHARE * len(of_class)) if len(of_class) > 1 else 0
@@ -257,6 +258,7 @@ def _train(
         step=step,
         stateful={"network": network, "optimizer": optimizer, "best": best},
         images_per_step=batch_size,
+        batch=lambda number: {"indices": batch_indices(ctx.seed, number, len(train_set), batch_size)},
     )
     if settings.select != "last":
         network.load_state_dict(best.weights)

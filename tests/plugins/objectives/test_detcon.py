@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightly.loss import DetConBLoss, DetConSLoss
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.errors import SettingsError
@@ -165,16 +166,27 @@ def test_an_image_without_a_shared_id_adds_neither_loss_nor_gradient() -> None:
     assert all(not parameter.grad.any() for parameter in nets["predictor"].parameters() if parameter.grad is not None)
 
 
-def test_one_region_everywhere_gives_a_finite_loss() -> None:
+@torch.no_grad()
+def test_one_region_everywhere_is_told_from_the_other_images_alone() -> None:
     objective = make()
-    nets = build(objective)
+    nets = build(objective).eval()  # batch norm must not move between the calls
     zeros = torch.zeros(4, 64, 64, dtype=torch.uint8)
+    batch = draw_batch(objective, (zeros, zeros))
 
-    loss, _ = objective.loss(nets, draw_batch(objective, (zeros, zeros)))
-    loss.backward()
+    loss, _ = objective.loss(nets, batch)
 
-    assert loss.isfinite()
-    assert all(p.grad.isfinite().all() for p in nets.parameters() if p.grad is not None)
+    def embedded(view: int, network: str) -> Tensor:
+        rows = nets[f"{network}projector"](nets[f"{network}encoder"](batch.views[view], (32,))[32].mean(dim=(2, 3)))
+        return F.normalize(rows if network else nets["predictor"](rows), dim=1)
+
+    masks, expected = objective.settings.num_masks, 0.0
+    for view in (0, 1):
+        anchors = embedded(view, "")
+        cross, same = (anchors @ embedded(v, "target_").T / objective.settings.temperature for v in (1 - view, view))
+        # All draws of an image are one vector: M equal positives, each a part 1/M, of weight 1/M.
+        others = torch.cat([cross, same.fill_diagonal_(-torch.inf)], dim=1).logsumexp(dim=1)
+        expected += ((others + math.log(masks) - cross.diagonal()) / masks).mean().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_both_networks_see_the_same_draw_and_views_draw_on_their_own() -> None:

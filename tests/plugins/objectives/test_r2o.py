@@ -169,6 +169,24 @@ def test_superpixels_that_do_not_occur_take_no_part_in_the_clustering() -> None:
     assert clusters.unique().tolist() == [0, 1]
 
 
+@torch.no_grad()
+def test_the_letterbox_takes_no_part_in_the_clustering() -> None:
+    objective = make(stored_masks="prior", start_clusters=3)
+    nets = build(objective).eval()
+    batch = changed(draw_batch(objective, True), boxes=torch.tensor([[16.0, 0.0, 32.0, 64.0]]).repeat(4, 1))
+    prior = torch.zeros_like(batch.source_masks)
+    prior[:, 16:48, :32], prior[:, 16:48, 32:] = 3, 7
+
+    clusters = objective._refine(nets, batch, prior, 256, points_per_cluster=4)
+
+    assert clusters[:, 16:48].unique().tolist() == [
+        0,
+        1,
+    ]  # the letterbox would make a third
+    assert not clusters[:, :16].any()
+    assert not clusters[:, 48:].any()
+
+
 def test_clusters_are_limited_by_the_superpixels_of_the_batch() -> None:
     objective = make(start_clusters=128, superpixel_grid=4, points_per_cluster=16)
 
@@ -224,15 +242,16 @@ def test_fewer_than_two_shared_regions_give_zero_and_finite_gradients(shared: in
         assert name.startswith("target_") or (parameter.grad is not None and not parameter.grad.any()), name
 
 
-def test_constant_images_give_a_finite_loss() -> None:
+def test_constant_images_are_regions_like_any_other() -> None:
     objective = make()
     nets, batch = build(objective), draw_batch(objective, False)
     black = changed(batch, source=torch.zeros_like(batch.source), views=tuple(map(torch.zeros_like, batch.views)))
 
-    loss, _ = objective.loss(nets, black)
+    loss, logs = objective.loss(nets, black)
     loss.backward()
 
-    assert loss.isfinite()
+    assert logs["regions"].item() > 0
+    assert loss.item() == pytest.approx(2 - 2 * logs["positive_cosine"].item(), abs=1e-6)
     assert all(p.grad.isfinite().all() for p in nets.parameters() if p.grad is not None)
 
 

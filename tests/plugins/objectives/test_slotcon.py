@@ -71,14 +71,18 @@ def test_it_keeps_the_contract_without_masks() -> None:
 
 
 @pytest.mark.parametrize(("masked", "overrides"), VARIANTS.values(), ids=VARIANTS)
-def test_loss_is_finite_and_reaches_all_that_is_in_use_but_no_target(masked: bool, overrides: dict[str, Any]) -> None:
+def test_loss_sums_its_parts_and_reaches_all_that_is_in_use_but_no_target(
+    masked: bool, overrides: dict[str, Any]
+) -> None:
     objective = make(**overrides)
     nets = build(objective)
 
     loss, logs = objective.loss(nets, draw_batch(objective, masked))
     loss.backward()
 
-    assert loss.isfinite()
+    share = objective.settings.lambda_group
+    grouping = logs["grouping"].item() if "grouping" in logs else 0.0
+    assert loss.item() == pytest.approx(share * grouping + (1 - share) * logs["contrast"].item(), rel=1e-6)
     assert all(value.isfinite() and value.ndim == 0 and not value.requires_grad for value in logs.values())
     unused = ("target_", "prototypes") if VARIANTS["hard masks"] == (masked, overrides) else ("target_",)
     for name, parameter in nets.named_parameters():

@@ -15,12 +15,13 @@ from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import LearnedSource, StageContext
 from anaus_bench.lazy import F, torch
 from anaus_bench.nn.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
+from anaus_bench.seeds import stream
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anaus_bench.corpus.packed import PackedCorpus
+    from anaus_bench.corpus.packed import Entry, PackedCorpus
     from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 
 
@@ -73,7 +74,7 @@ class LPSAM(LearnedSource[LPSAMSettings]):
         from anaus_plugins.mask_sources.lpsam.training import fit_network
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(ctx.seed)
+            torch.manual_seed(stream(ctx.seed, "initial weights"))
             net = LPSAMNetwork(self.settings, len(pairs.structures))
         for remark in self.describe().values():
             ctx.progress.note(f"lpsam: {remark}")
@@ -109,26 +110,42 @@ class LPSAM(LearnedSource[LPSAMSettings]):
 
     def segment(self, images: Tensor) -> Tensor:
         """Id 0 is the background, 1, 2, ... the structures from the largest to the smallest."""
+        return self._structures(self.class_maps(*self.logits(images), images.shape[-2:])).to(images.device)
+
+    def label_maps(self, images: Tensor, truth: Tensor | None, entries: Sequence[Entry]) -> Tensor:
+        """As `segment`; a network that stretches is given the pictures alone; all around them is background."""
+        if self.settings.aspect == "kept":
+            return self.segment(images)
+        boxes = torch.tensor([entry.box for entry in entries], dtype=torch.float32)
+        logits, iou = self.logits(images, boxes)
+        maps = torch.zeros_like(images[:, 0])
+        for number, (top, left, height, width) in enumerate(boxes.long().tolist()):
+            classes = self.class_maps(logits[number, None], iou[number, None], (height, width))
+            maps[number, top : top + height, left : left + width] = self._structures(classes)[0]
+        return maps
+
+    def _structures(self, classes: Tensor) -> Tensor:
+        """Connected parts of class maps (B, H, W) uint8 as label maps of that shape, on the CPU."""
         from anaus_bench.corpus.label_maps import split_components
 
-        classes = self.class_maps(*self.logits(images), images.shape[-2:]).cpu().numpy()
-        least = self.settings.min_area * images.shape[-2] * images.shape[-1]
+        least = self.settings.min_area * classes.shape[1] * classes.shape[2]
         split = functools.partial(split_components, min_area=least, most=self.settings.max_structures)
         with ThreadPoolExecutor() as pool:  # the labelling runs outside the interpreter's lock
-            maps = list(pool.map(split, classes))
-        return torch.from_numpy(np.stack(maps)).to(images.device)
+            maps = list(pool.map(split, classes.cpu().numpy()))
+        return torch.from_numpy(np.stack(maps))
 
-    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, images: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The network alone: logits (B, K, h, w) float32 of each structure class, and its predicted IoU (B, K) float32.
 
         Args:
             images: (B, 1, H, W) uint8.
+            boxes: (B, 4) valid boxes of square images that are stretched to the network's square, or None.
         """
         from anaus_plugins.mask_sources.lpsam.training import autocast, to_side
 
         net = self._net.to(images.device)
         with torch.inference_mode(), autocast(images.device, self.settings.precision):
-            logits, iou = net(to_side(images, self.settings.size.side))
+            logits, iou = net(to_side(images, self.settings.size.side, boxes))
         return logits.float(), iou.float()
 
     def class_maps(self, logits: Tensor, iou: Tensor, size: Sequence[int]) -> Tensor:

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from anaus_bench.settings.base import Location, Settings
 
-# The network of the authors' code; they train no IoU head and use no predicted IoU.
-_AUTHORS: Mapping[str, Any] = {"adapter": "samus", "lpe": "official", "tokens": "joint", "min_iou": 0.0}
+# The network of the authors' code, and how it is given images.
+_AUTHORS: Mapping[str, Any] = {"adapter": "samus", "lpe": "official", "tokens": "joint", "aspect": "stretched"}
 
 
 class NetworkSize(Settings):
@@ -52,10 +52,15 @@ class LPSAMSettings(Settings):
     trained: Location | None = Field(
         None,
         description="Path of a whole LP-SAM, trained and saved by the authors' code, used as it is: nothing is fitted. "
-        "Implies adapter samus, lpe official, tokens joint and, unless set, min_iou 0.",
+        "Implies adapter samus, lpe official, tokens joint and aspect stretched.",
     )
     size: NetworkSize = Field(NetworkSize.model_validate({}), description="Dimensions of the network.")
 
+    aspect: Literal["kept", "stretched"] = Field(
+        "kept",
+        description="How an image becomes the network's square: letterboxed as packed, or stretched (the code), its "
+        "label map back into the image's own box.",
+    )
     adapter: Literal["paper", "samus"] = Field(
         "paper",
         description="paper: space and MLP adapter in every block (13.0 M, Medical SAM Adapter's placement); samus: the "
@@ -103,14 +108,22 @@ class LPSAMSettings(Settings):
         True, description="Gamma, rotation, scale and crop, contrast, each with probability 0.5 (code)."
     )
     validation: float = Field(
-        0.1, gt=0, lt=1, description="Share of each data set's groups held out to choose the best epoch by Dice."
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of each data set's groups held out to choose the best epoch by the Dice of what is there.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, else fp32.")
 
     threshold: float = Field(
         0.5, gt=0, lt=1, description="A pixel with foreground probability above it is a structure's."
     )
-    min_iou: float = Field(0.5, ge=0, le=1, description="Drop a map whose IoU, as SAM predicts it, is lower.")
+    min_iou: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Drop a map whose IoU, as SAM predicts it, is lower; 0: none. No stage trains that prediction.",
+    )
     min_probability: float = Field(
         0.5, ge=0, le=1, description="Drop a map whose mean foreground probability is lower."
     )
@@ -125,7 +138,7 @@ class LPSAMSettings(Settings):
         given = isinstance(values, Mapping) and values.get("trained") is not None
         return {**_AUTHORS, **values} if given else values
 
-    @field_validator("adapter", "lpe", "tokens")
+    @field_validator("adapter", "lpe", "tokens", "aspect")
     @classmethod
     def _as_trained(cls, value: str, info: ValidationInfo) -> str:
         needed = _AUTHORS[str(info.field_name)]
@@ -140,7 +153,6 @@ class LPSAMSettings(Settings):
             raise ValueError("both stages need at least 1")
         return value
 
-    # A random IoU head predicts nothing, so phantoms are not filtered by it.
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "official": {
             **_AUTHORS,
@@ -160,7 +172,6 @@ class LPSAMSettings(Settings):
             "stage1": "all",
             "train_mask_decoder": True,
             "steps": (110, 110),
-            "min_iou": 0.0,
         },
         "tiny": {
             "pairs": "phantom",
@@ -180,6 +191,5 @@ class LPSAMSettings(Settings):
             "train_mask_decoder": True,
             "batch": (4, 4),
             "steps": (4, 4),
-            "min_iou": 0.0,
         },
     }

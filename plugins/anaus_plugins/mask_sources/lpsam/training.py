@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anaus_bench.corpus.packed import PackedCorpus
+from anaus_bench.corpus.pixels import resample, resample_labels
+from anaus_bench.corpus.view import Crop
 from anaus_bench.errors import DataError
 from anaus_bench.interfaces import StageContext
 from anaus_bench.parallel import batches
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 from anaus_bench.training.loop import train
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
@@ -90,7 +92,7 @@ def split_lines(pairs: PackedCorpus, lines: Lines, share: float, seed: int) -> t
     for index in np.unique(lines[:, 0]):
         entry = pairs.entries[index]
         groups.setdefault(entry.dataset, set()).add(entry.group_id)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(stream(seed, "validation"))
     held_out: set[tuple[str, str]] = set()
     for dataset in sorted(groups):
         order = generator.permutation(sorted(groups[dataset]))
@@ -106,27 +108,47 @@ def split_lines(pairs: PackedCorpus, lines: Lines, share: float, seed: int) -> t
     return lines[~validates], lines[validates]
 
 
-def read_lines(pairs: PackedCorpus, lines: Lines, side: int, device: torch.device) -> LineBatch:
+def read_lines(pairs: PackedCorpus, lines: Lines, settings: LPSAMSettings, device: torch.device) -> LineBatch:
     """Lines at the network's side: images antialiased, targets by nearest neighbour."""
     assert pairs.truth is not None
-    images = torch.from_numpy(pairs.images[lines[:, 0]]).to(device)[:, None]
+    side = settings.size.side
     truth = torch.from_numpy(pairs.truth[lines[:, 0]]).to(device)
     ids = torch.from_numpy(lines[:, 1]).to(device)
-    targets = (truth == ids[:, None, None]).float()
+    targets = (truth == ids[:, None, None]).to(torch.uint8)
+    if settings.aspect == "stretched":
+        targets = resample_labels(targets, _cut(torch.from_numpy(pairs.boxes()[lines[:, 0]])), side).float()
+    else:
+        targets = F.interpolate(targets[:, None].float(), size=(side, side), mode="nearest-exact")[:, 0]
     return LineBatch(
-        images=to_side(images, side),
-        targets=F.interpolate(targets[:, None], size=(side, side), mode="nearest-exact")[:, 0],
+        images=read_images(pairs, lines[:, 0], settings, device),
+        targets=targets,
         structures=ids - 1,
         indices=torch.from_numpy(lines[:, 0]).to(device),
     )
 
 
-def to_side(images: Tensor, side: int) -> Tensor:
-    """(B, 1, H, W) uint8 -> (B, 1, side, side) float32 in [0, 1]."""
+def read_images(
+    pairs: PackedCorpus, rows: NDArray[np.int64] | slice, settings: LPSAMSettings, device: torch.device
+) -> Tensor:
+    """Images of the corpus at the network's side: (B, 1, side, side) float32 in [0, 1]."""
+    images = torch.tensor(pairs.images[rows]).to(device)[:, None]
+    boxes = torch.from_numpy(pairs.boxes()[rows]) if settings.aspect == "stretched" else None
+    return to_side(images, settings.size.side, boxes)
+
+
+def to_side(images: Tensor, side: int, boxes: Tensor | None = None) -> Tensor:
+    """(B, 1, H, W) uint8 -> (B, 1, side, side) float32 in [0, 1]; of square images the boxes (B, 4) alone, if given."""
     scaled = images.float() / 255
+    if boxes is not None:
+        return resample(scaled, _cut(boxes), side, "bilinear")
     if images.shape[-2:] == (side, side):
         return scaled
     return F.interpolate(scaled, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _cut(boxes: Tensor) -> Crop:
+    """Boxes (B, 4) (top, left, height, width) as crops."""
+    return Crop(boxes.float().cpu(), torch.zeros(len(boxes), dtype=torch.bool))
 
 
 def augment(batch: LineBatch, generator: torch.Generator) -> LineBatch:
@@ -217,11 +239,11 @@ def mask_loss(logits: Tensor, targets: Tensor, settings: LPSAMSettings) -> Tenso
 
 
 def hard_dice(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice (B,) of the pixels above probability 0.5 with nearest-resized targets; 1 where both are empty."""
+    """Dice (B,) of the pixels above probability 0.5 with nearest-resized targets; nan where the target is empty."""
     targets = F.interpolate(targets[:, None], size=logits.shape[-2:], mode="nearest-exact")[:, 0] > 0
     predicted = logits > 0
     total = predicted.sum((1, 2)) + targets.sum((1, 2))
-    return torch.where(total > 0, 2 * (predicted & targets).sum((1, 2)) / total.clamp(min=1), 1.0)
+    return torch.where(targets.any(-1).any(-1), 2 * (predicted & targets).sum((1, 2)) / total, torch.nan)
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -285,15 +307,15 @@ class LatentStage:
         """Computes the features to be cached: (N, dim, S/8, S/8) float16."""
         if not self.settings.cache_features:
             return
-        side, device = self.settings.size.side, self.ctx.device
+        device = self.ctx.device
         shape = (len(self.pairs), self.settings.size.prompt_dim, self.settings.size.grid, self.settings.size.grid)
         self.cache = torch.empty(shape, dtype=torch.float16, device=device)
         self.ctx.progress.note(f"lpsam stage 2: caching {self.cache.nbytes / 1e9:.2f} GB of image features")
         with torch.no_grad():
             for part in batches(len(self.pairs), self.settings.batch[1]):
-                images = torch.from_numpy(self.pairs.images[part]).to(device)[:, None]
+                images = read_images(self.pairs, part, self.settings, device)
                 with autocast(device, self.settings.precision):
-                    self.cache[part] = self.net.image_encoder(to_side(images, side)).half()
+                    self.cache[part] = self.net.image_encoder(images).half()
 
     def logits(self, batch: LineBatch, generator: torch.Generator) -> Tensor:
         """(B, S/2, S/2): with a token per class, only that of each line's class is decoded and trained."""
@@ -320,8 +342,8 @@ class Selection:
         self.best = self._copy()
 
     def offer(self, dice: Tensor) -> None:
-        """Keeps the present parameters if `dice` is higher than before."""
-        if dice > self.dice:
+        """Keeps the present parameters unless `dice` was higher before: of equals, those trained longest."""
+        if dice >= self.dice:
             self.dice, self.best = dice, self._copy()
 
     def restore(self) -> None:
@@ -362,7 +384,7 @@ class _Trainer:
         self.batch = settings.batch[number]
         self.epochs = settings.epochs[number]
         self.steps = settings.steps[number] if settings.steps is not None else None
-        self.seed = step_seed(ctx.seed, number)
+        self.seed = stream(ctx.seed, stage.label)
 
     def run(self, training: Lines, validation: Lines) -> None:
         """Trains the stage's parameters; all others are frozen."""
@@ -378,16 +400,21 @@ class _Trainer:
 
         @functools.lru_cache(maxsize=1)
         def order(epoch: int) -> NDArray[np.int64]:
-            return np.random.default_rng([self.seed, epoch]).permutation(len(training))
+            return np.random.default_rng(stream(self.seed, "order", epoch)).permutation(len(training))
+
+        def batch_of(number: int) -> tuple[LineBatch, torch.Generator]:
+            """What a step is given, and the generator of its clicks."""
+            epoch, position = divmod(number, per_epoch)
+            lines = self._read(training[order(epoch)[position * batch : (position + 1) * batch]])
+            generator = torch.Generator().manual_seed(stream(self.seed, "augmentation and clicks", number))
+            return augment(lines, generator) if self.stage.augments else lines, generator
 
         def step(number: int) -> dict[str, Tensor]:
-            epoch, position = divmod(number, per_epoch)
-            chosen = training[order(epoch)[position * batch : (position + 1) * batch]]
-            loss = self._loss(chosen, torch.Generator().manual_seed(step_seed(self.seed, number)))
+            loss = self._loss(*batch_of(number))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            if position == per_epoch - 1 or number == steps - 1:
+            if (number + 1) % per_epoch == 0 or number == steps - 1:
                 selection.offer(self._validate(validation))
             return {"loss": loss.detach(), "best_dice": selection.dice.clamp(min=0)}
 
@@ -398,25 +425,23 @@ class _Trainer:
             step=step,
             stateful={"selection": selection, "optimiser": optimiser},
             images_per_step=batch,
+            batch=lambda number: vars(batch_of(number)[0]),
         )
         selection.restore()
         self.ctx.progress.note(f"{self.stage.label}: best validation Dice {selection.dice.item():.3f}")
 
-    def _loss(self, lines: Lines, generator: torch.Generator) -> Tensor:
-        batch = self._read(lines)
-        if self.stage.augments:
-            batch = augment(batch, generator)
+    def _loss(self, batch: LineBatch, generator: torch.Generator) -> Tensor:
         with autocast(self.ctx.device, self.settings.precision):
             logits = self.stage.logits(batch, generator)
         return mask_loss(logits, batch.targets, self.settings)
 
     @torch.no_grad()
     def _validate(self, lines: Lines) -> Tensor:
-        """Mean hard Dice; the clicks are the same every time."""
-        return torch.cat(list(self._dices(lines))).mean().cpu()
+        """Mean hard Dice of the structures that are there, 0 if none is; the clicks are the same every time."""
+        return torch.cat(list(self._dices(lines))).nanmean().nan_to_num(0.0).cpu()
 
     def _dices(self, lines: Lines) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(stream(self.seed, "clicks of the validation"))
         for part in batches(len(lines), self.batch):
             batch = self._read(lines[part])
             with autocast(self.ctx.device, self.settings.precision):
@@ -424,7 +449,7 @@ class _Trainer:
             yield hard_dice(logits, batch.targets)
 
     def _read(self, lines: Lines) -> LineBatch:
-        return read_lines(self.pairs, lines, self.settings.size.side, self.ctx.device)
+        return read_lines(self.pairs, lines, self.settings, self.ctx.device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anaus_bench.distributed.group import own_rows, world_size
-from anaus_bench.seeds import step_seed
+from anaus_bench.seeds import stream
 
 
 def damage(images: Tensor, *, patch: int, shuffle: float, noise: float, occlusion: float, seed: int) -> Tensor:
@@ -25,8 +25,8 @@ def damage(images: Tensor, *, patch: int, shuffle: float, noise: float, occlusio
     """
     count, _, side, _ = images.shape
     cells, pixels = side // patch, patch**2
-    host = torch.Generator().manual_seed(step_seed(seed, 0))
-    local = torch.Generator(images.device).manual_seed(step_seed(seed, 1))
+    host = torch.Generator().manual_seed(stream(seed, "damaged patches"))
+    local = torch.Generator(images.device).manual_seed(stream(seed, "damaged pixels"))
     own, everyone = own_rows(count * cells**2), world_size() * count * cells**2
     is_shuffled, is_occluded = torch.rand(2, everyone, generator=host) < torch.tensor([[shuffle], [occlusion]])
     first, number = int(is_shuffled[: own.start].sum()), int(is_shuffled.sum())

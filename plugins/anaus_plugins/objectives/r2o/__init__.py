@@ -223,8 +223,8 @@ class R2O(Objective[R2OSettings]):
         from anaus_bench.nn.pooling import NUM_IDS, mask_pool, soft_masks
         from anaus_plugins.objectives.r2o.clustering import kmeans
 
-        recipe, count, side = batch.recipes[0], len(prior), prior.shape[-1]
-        whole = Crop(torch.tensor([[0.0, 0.0, side, side]]).repeat(count, 1), torch.zeros(count, dtype=torch.bool))
+        recipe, count = batch.recipes[0], len(prior)
+        whole = Crop(batch.boxes, torch.zeros(count, dtype=torch.bool))  # the picture: its letterbox is no region
         images = normalise(resample(batch.source.float().div(255), whole, recipe.size, recipe.interpolation), recipe)
         with torch.no_grad():
             maps = nets["target_encoder"](images, (REFINEMENT_STRIDE,))[REFINEMENT_STRIDE]

@@ -160,6 +160,7 @@ def _train(
         step=step,
         stateful={"model": model, "optimizer": optimizer},
         images_per_step=settings.batch_size,
+        batch=lambda number: {"indices": batch_indices(ctx.seed, number, len(examples), settings.batch_size)},
     )
 
 

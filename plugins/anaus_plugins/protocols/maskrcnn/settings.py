@@ -45,7 +45,7 @@ class MaskRCNNSettings(Settings):
     )
     base_lr: float = Field(0.005, gt=0, description="learning rate (Meta-USCL; the paper gives none)")
     sgd_momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum (Meta-USCL)")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay (Sec. 4)")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay (App. A.1)")
     batch_size: int = Field(2, ge=1, description="images per step (Meta-USCL)")
     epochs: int = Field(30, ge=1, description="passes over the training images (Meta-USCL)")
     lr_step: int = Field(10, ge=1, description="epochs between decays of the learning rate (Meta-USCL)")
