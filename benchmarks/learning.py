@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,8 @@ def measure(folder: Path, protocol: Protocol, job: tuple[Entrant, int]) -> dict[
     kept = folder / "probes" / f"{stage.key}-{_suffix(entrant, protocol)}.json"
     if kept.exists():
         return dict(json.loads(kept.read_text()))
-    corpus = corpus_stage(cell, registry, {})
+    packed = {section: values for section, values in cell.overrides.items() if section != "pretrain"}
+    corpus = corpus_stage(replace(cell, overrides=packed), registry, {})
     runner = Runner(registry, store, SilentProgress(), "cpu")
     for waiting in pending([corpus, stage], store):
         runner.run(waiting)

@@ -14,6 +14,7 @@ import torch
 from anaus_bench.corpus.packed import write_index
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.kit.synthetic import synthetic_corpus
+from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import resolve
 from anaus_bench.settings.core import PretrainSettings
@@ -71,13 +72,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     torch.set_num_threads(1)
     registry = Registry()
     objective = registry.create("objectives", name, "tiny", values)
-    spec = {
-        "objective": registry.spec("objectives", objective),
-        "backbone": objective.default_backbone("tiny"),
-        "init": "random",
-        "share": 1.0,
-        "pretrain": resolve(PretrainSettings, "pretrain", "tiny", {"steps": STEPS}).model_dump(exclude={"weights"}),
-    }
+    settings = resolve(PretrainSettings, "pretrain", "tiny", {"steps": STEPS})
+    spec = PretrainSpec(
+        objective=registry.spec("objectives", objective),
+        backbone=objective.default_backbone("tiny"),
+        init="random",
+        seed=0,
+        share=1.0,
+        pretrain=settings.model_dump(mode="json", exclude={"init", "weights"}),
+    )
     given = StageInputs({role: inputs.folders[role] for role in ("corpus", *(["masks"] if masked else []))}, {})
     folders = {}
     for label in ("whole", "killed"):

@@ -22,6 +22,7 @@ from anaus_bench.corpus.view import View
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder, EncoderCard
+from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import resolve
 from anaus_bench.settings.core import PretrainSettings
@@ -229,13 +230,15 @@ def test_what_the_audit_excludes_and_what_the_share_leaves_out_is_never_trained_
         return next(nets["encoder"].parameters()).sum() * 0, {}
 
     monkeypatch.setattr(registry.get("objectives", "byol"), "loss", loss)
-    spec = {
-        "objective": registry.spec("objectives", registry.create("objectives", "byol", "tiny")),
-        "backbone": "resnet18",
-        "init": "random",
-        "share": share,
-        "pretrain": resolve(PretrainSettings, "pretrain", "tiny", {"steps": 20}).model_dump(exclude={"weights"}),
-    }
+    settings = resolve(PretrainSettings, "pretrain", "tiny", {"steps": 20})
+    spec = PretrainSpec(
+        objective=registry.spec("objectives", registry.create("objectives", "byol", "tiny")),
+        backbone="resnet18",
+        init="random",
+        seed=0,
+        share=share,
+        pretrain=settings.model_dump(mode="json", exclude={"init", "weights"}),
+    )
 
     result = pretrain_stage.run(spec, StageInputs(folders, {}), ctx, registry)
 
