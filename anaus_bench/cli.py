@@ -8,9 +8,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -21,7 +22,8 @@ from anaus_bench import distributed
 from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, Cell
 from anaus_bench.config import PRESETS, check_known, parse_overrides, resolve
-from anaus_bench.errors import AnausError, PluginError, SettingsError
+from anaus_bench.errors import AnausError, MachineError, PluginError, SettingsError
+from anaus_bench.failures import explain
 from anaus_bench.plan import Plan, cell_title, make_plan, pending, why
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.store import Store
@@ -31,6 +33,8 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at, check and pack data 
 masks_app = typer.Typer(no_args_is_help=True, help="Build and look at the masks of a mask source.")
 app.add_typer(data_app, name="data")
 app.add_typer(masks_app, name="masks")
+store_app = typer.Typer(no_args_is_help=True, help="Look after a store.")
+app.add_typer(store_app, name="store")
 
 # What a user calls a kind of plugin -> the registry's name.
 WORDS = {
@@ -75,6 +79,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 MaskNames = Annotated[list[str], typer.Option("--masks", help="Mask source; repeat to see several side by side.")]
 CorpusNames = Annotated[str, typer.Option("--corpus", help="Data sets, joined by +.")]
 DEFAULT_STORE = Path("anaus-store")
+STATES = {"resumable": "to resume", "absent": "to run"}  # what `plan` calls states of the store, if a stage is needed
 
 
 @app.command()
@@ -160,9 +165,8 @@ def plan(
     waiting = {stage.key for stage in made.pending(shelf)}
     rows = []
     for stage in made.stages:
-        state = "to run" if stage.key in waiting else "done" if shelf.record(stage.kind, stage.key) else "not needed"
-        if state == "to run" and shelf.is_interrupted(stage.kind, stage.key):
-            state = "to resume"
+        found = shelf.state(stage.kind, stage.key)
+        state = STATES.get(found, found) if stage.key in waiting or found not in STATES else "not needed"
         rows.append((stage, state))
     if as_json:
         stages = [
@@ -284,6 +288,8 @@ def table(
     check_known("format", [form], ["terminal", "markdown"])
     shelf = Store(store)
     if as_json:
+        for damaged in shelf.damaged("score"):
+            Console(stderr=True).print(f"damaged: {damaged}; see `anaus-bench doctor`", highlight=False, soft_wrap=True)
         kept = ("key", "labels", "phantom", "result")
         records = shelf.records("score")
         _print_json(
@@ -344,6 +350,30 @@ def doctor(
         Console().print(grid)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+@store_app.command("gc")
+def store_gc(
+    store: StorePath = DEFAULT_STORE,
+    interrupted: Annotated[
+        bool, typer.Option("--interrupted", help="Also what interrupted stages need to go on; they then start anew.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a store in order: remove what killed runs left over of finished stages. Results stay, running stages too."""
+    shelf = Store(store)
+    if not shelf.root.exists():
+        raise SettingsError(f"store {str(store)!r} does not exist; pass --store")
+    shelf.mark()
+    removed = {f"{kind} {key}": shelf.tidy(kind, key, interrupted) for kind, key in shelf.unfinished()}
+    if as_json:
+        _print_json(removed)
+        return
+    for what, size in removed.items():
+        Console().print(f"{what}: {size / 2**20:.1f} MiB removed", highlight=False, soft_wrap=True)
+    Console().print(
+        f"{sum(removed.values()) / 2**20:.1f} MiB removed from {shelf.root}", highlight=False, soft_wrap=True
+    )
 
 
 @data_app.command("info")
@@ -617,7 +647,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # SIGTERM (a scheduler's preemption) leaves the same resumable state as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        with distributed.team():
+        with distributed.team(), _output():
             if distributed.is_first():
                 app(args=arguments)
             else:
@@ -625,17 +655,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 follow()
     except AnausError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
-    except BrokenPipeError:
+        _fail(str(error))
+    except OSError as error:
+        _fail(explain(error))
+    except MemoryError:
+        _fail("out of memory; end other programs, or use a larger machine")
+
+
+def _fail(text: str) -> NoReturn:
+    """Ends with one line on standard error and exit code 2."""
+    Console(stderr=True).print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Around all that is printed: standard output is written to its end before the command can say that all is well.
+
+    Raises:
+        MachineError: It is closed or full.
+    """
+    if sys.stdout is None:  # `>&-`: no file may take its number, what prints there would write into it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if not _is_broken(sys.stdout):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        text = (
-            f"error: {str(error.filename)!r} cannot be read or written ({error.strerror}); check --store and --output"
-        )
-        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
-        sys.exit(2)
+        raise MachineError(
+            f"standard output cannot be written ({error.strerror}); results are kept: run the same command again"
+        ) from error
+
+
+def _is_broken(stream: TextIO) -> bool:
+    """Whether it does not take what it was given."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _execute(
@@ -651,6 +713,8 @@ def _execute(
     from anaus_bench.execute import Runner
 
     engine = registry.create("executors", executor, overrides=values)
+    for stage in stages:
+        store.record(stage.kind, stage.key)  # a damaged one is said now, and not after the hours of another
     runner = Runner(registry, store, _progress(say, quiet), device)
     try:
         engine.run(stages, runner)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import importlib
 import os
 import platform
@@ -12,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anaus_bench import __version__, distributed
-from anaus_bench.errors import SettingsError, StoreError
+from anaus_bench.errors import MachineError, SettingsError
+from anaus_bench.failures import explain, is_want_of_memory
 from anaus_bench.interfaces import Progress, StageContext, StageInputs
 from anaus_bench.plan import Stage
 from anaus_bench.progress import SilentProgress
@@ -44,6 +45,7 @@ class Runner:
     device: str = "auto"
     checkpoint_seconds: float = 60.0
     done: list[str] = field(default_factory=list)
+    _told: bool = False
 
     def run(self, stage: Stage) -> Record:
         """Record of the stage; runs it if the store does not hold it. Its inputs must be there.
@@ -58,27 +60,37 @@ class Runner:
             with self.store.claim(
                 stage.kind,
                 stage.key,
-                waiting=lambda: self.progress.note(f"{stage.title}: another process is at work on it; waiting"),
+                waiting=lambda holder: self.progress.note(f"{stage.title}: {holder} is at work on it; waiting"),
             ) as place:
                 record = self.store.record(stage.kind, stage.key)  # another process may have finished it
                 if record is not None:
-                    shutil.rmtree(place.out.parent)
                     return record
+                self._note_locks(place)
                 record = self._execute(stage, place)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            record = self.store.record(stage.kind, stage.key)
+            if record is not None:  # without locks, another process finished it and removed this one's files
+                return record
+            text = f"{stage.title}: {explain(error, self.store.root)}; finished stages are kept"
+            raise MachineError(text) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_want_of_memory(error):
                 raise
-            free = shutil.disk_usage(self.store.root).free / 2**20
-            raise StoreError(
-                f"{stage.title}: no space left in store {str(self.store.root)!r} ({free:.0f} MiB free); free some, or "
-                "pass another --store; finished stages are kept"
-            ) from error
+            raise MachineError(_memory_advice(stage, self.device)) from error
         self.done.append(stage.key)
         try:
             self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
         except Exception as error:  # an extension is anybody's code; the stage is done and published
             self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
         return record
+
+    def _note_locks(self, place: Workplace) -> None:
+        if not (place.locked or self._told):
+            self.progress.note(
+                f"the file system of store {str(self.store.root)!r} has no locks: results are right, but two runs at a "
+                "time may both do the same stage"
+            )
+            self._told = True
 
     def _execute(self, stage: Stage, place: Workplace) -> Record:
         import torch
@@ -130,6 +142,27 @@ class Runner:
             "machine": machine(device),
         }
         return self.store.publish(stage.kind, stage.key, place, record)
+
+
+def _memory_advice(stage: Stage, device: str) -> str:
+    """What to do about a stage that found no memory: its device, its batch and the setting of that."""
+    batches = list(_batches(stage.spec))
+    sizes = ", ".join(f"{name}={size}" for name, size in batches)
+    step = f"lower it with --set {batches[0][0]}=..." if batches else "end other programs"
+    where = "" if device == "cpu" else ", pass --device cpu"
+    return (
+        f"{stage.title}: out of memory on device {device!r}{f' with {sizes}' if sizes else ''}; {step}{where}, or use "
+        "a larger machine; finished stages are kept"
+    )
+
+
+def _batches(spec: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
+    """Name, as `--set` takes it, and value of each batch size in a stage's settings."""
+    for name, value in spec.items():
+        if name in ("batch", "batch_size") and above:
+            yield ".".join((*above, name)), value
+        elif isinstance(value, Mapping):
+            yield from _batches(value, *above, *([] if name == "settings" else [name]))
 
 
 def follow() -> None:

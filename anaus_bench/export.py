@@ -405,6 +405,9 @@ def find_record(store: Store, key: str) -> Record:
     found = [record for record in records if record["key"].startswith(key)]
     if len(found) == 1:
         return found[0]
+    for other, fault in store.damaged("pretrain").items():
+        if other.startswith(key) and not found:
+            raise StoreError(fault)
     latest = "; ".join(f"{record['key']} {record['title']}" for record in (found or records)[-5:]) or "none"
     if found:
         raise StoreError(f"{key!r} begins the keys of {len(found)} encoders; give more of it (latest: {latest})")

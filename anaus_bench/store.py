@@ -1,156 +1,441 @@
-"""The store: stage key -> artifact folder with its record, written atomically.
+"""The store: stage key -> artifact folder with its record, published whole.
 
-`<root>/<kind>/<key>/` holds `record.json` and the artifact's files. A stage works in `<root>/<kind>/.<key>/` (`out/`
-and `resume/`) and `out/` is renamed into place when it is complete: a reader sees all or nothing. A lock per key lets
-several processes share a store.
+`<root>/<kind>/<key>/` holds `record.json` and the artifact's files. Each attempt at a stage works in a folder of its
+own, `<root>/<kind>/.<key>.<token>/` (`out/` and `resume/`), begins with a copy of what an earlier one left, and renames
+`out/` into place when it is complete: a reader sees all or nothing, and of several attempts the first to end is kept.
+The lock of a key saves work and carries nothing else: where there is none, stages may be done twice.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
+import platform
+import re
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import filelock
+from typing import Any, Literal
 
 from anaus_bench.errors import StoreError
-from anaus_bench.weights import file_digest
+from anaus_bench.failures import explain
+from anaus_bench.files import PARTIAL, file_digest, sync, write_whole
+from anaus_bench.locks import Lock
 
-FORMAT = 1
+FORMAT = 2
+MARKER = "store.json"
+RECORD = "record.json"
+OWNER = "owner.json"
+ROWS = ".rows"  # `resume/NAME.rows` speaks of `out/NAME`, which is kept with it
+POLL_SECONDS = 0.1
+SAY_EVERY = 60.0  # seconds between what a waiting process says
 Record = dict[str, Any]
+State = Literal["done", "damaged", "running", "resumable", "absent"]
+
+_KEPT_KEY = re.compile(r"\.?[0-9a-f]{16}(\..*)?")
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a claimed stage works: `out` is published, `resume` is private and survives a kill."""
+    """Where an attempt at a stage works.
+
+    Attributes:
+        out: Published when it is complete; at first it holds the arrays that `resume` has the finished rows of.
+        resume: Private; what an earlier attempt left of it, and what a later one will find.
+        locked: False where the file system has no locks, so that others may be at work on the same stage.
+    """
 
     out: Path
     resume: Path
+    locked: bool = True
 
 
 class Store:
     """A folder of artifacts.
 
     Args:
-        root: Created, with the format's number in it, when the first artifact is claimed.
+        root: Created, with the format's number in it, when the first artifact is claimed; `~` is the home folder. A
+            folder that holds nothing but keys is taken for a store that has lost that number.
 
     Raises:
-        StoreError: Not a store, or one of a newer version.
+        StoreError: Not a store, or one of another version.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        marker = root / "store.json"
-        if marker.exists():
-            found = _read_json(marker).get("format")
-            if not isinstance(found, int) or found > FORMAT:
+        try:
+            self.root = root.expanduser()
+        except RuntimeError as error:
+            raise StoreError(f"store {str(root)!r}: {error}; pass another --store") from error
+        if self.is_marked():
+            self._check_format()
+        elif self.root.exists():
+            stranger = self._stranger()
+            if stranger is not None:
                 raise StoreError(
-                    f"store {str(root)!r} has format {found!r}, this version reads up to {FORMAT}; "
-                    "upgrade anaus-bench or pass another --store"
+                    f"{str(self.root)!r} is no store and not an empty folder (it holds {stranger!r}); "
+                    "pass another --store"
                 )
-        elif root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise StoreError(f"{str(root)!r} is no store and not an empty folder; pass another --store")
+
+    def is_marked(self) -> bool:
+        """Whether the number of the format is there; any attempt at a stage, and `mark`, writes it."""
+        return (self.root / MARKER).exists()
+
+    def mark(self) -> None:
+        """Makes the folder, and writes the number of the format before anything else is in it."""
+        if not self.is_marked():
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_whole(self.root / MARKER, json.dumps({"format": FORMAT}))
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a finished artifact is."""
         return self.root / kind / key
 
+    def state(self, kind: str, key: str) -> State:
+        """How far a stage is; `done` looks at the record alone, `running` asks the lock."""
+        try:
+            if self.record(kind, key) is not None:
+                return "done"
+        except StoreError:
+            return "damaged"
+        if self.holder(kind, key) is not None:
+            return "running"
+        return "resumable" if self._left(kind, key) else "absent"
+
     def record(self, kind: str, key: str) -> Record | None:
-        """Record of a finished artifact, or None."""
-        path = self.folder(kind, key) / "record.json"
-        return _read_json(path) if path.exists() else None
+        """Record of a finished artifact; None without one: it is not finished.
+
+        Raises:
+            StoreError: Damaged, or not to be read.
+        """
+        path = self.folder(kind, key) / RECORD
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StoreError(explain(error)) from error
+        record = _parsed(path, content, _mend(path.parent))
+        if record.get("digest") != _digest(record):
+            raise StoreError(f"{path} is damaged (its content has another digest than it says); {_mend(path.parent)}")
+        return record
 
     def records(self, kind: str) -> list[Record]:
-        """Records of all finished artifacts of a kind, oldest first."""
-        paths = (self.root / kind).glob("[!.]*/record.json")
-        return sorted((_read_json(path) for path in paths), key=lambda record: str(record.get("finished", "")))
+        """Readable records of all finished artifacts of a kind, oldest first; `damaged` names the others."""
+        found = []
+        for key in self._keys(kind):
+            with contextlib.suppress(StoreError):
+                record = self.record(kind, key)
+                found += [record] if record is not None else []
+        return sorted(found, key=lambda record: str(record.get("finished", "")))
+
+    def damaged(self, kind: str) -> dict[str, str]:
+        """Key -> what is wrong with the record of an artifact that is there, for all of a kind."""
+        found = {}
+        for key in self._keys(kind):
+            try:
+                if self.record(kind, key) is None:
+                    found[key] = _no_record(self.folder(kind, key))
+            except StoreError as error:
+                found[key] = str(error)
+        return found
+
+    def artifacts(self) -> list[tuple[str, str]]:
+        """Kind and key of each artifact folder, whatever its state."""
+        return [(kind, key) for kind in self._kinds() for key in self._keys(kind)]
+
+    def unfinished(self) -> list[tuple[str, str]]:
+        """Kind and key of each stage of which attempts are there: running, interrupted, or left over."""
+        return [
+            (kind, key)
+            for kind in self._kinds()
+            for key in sorted({path.name.split(".")[1] for path in (self.root / kind).glob(".*.*")})
+        ]
+
+    def faults(self, kind: str, key: str) -> Iterator[str]:
+        """What is wrong with an artifact: its record, and each file that differs from it."""
+        folder = self.folder(kind, key)
+        try:
+            record = self.record(kind, key)
+        except StoreError as error:
+            yield str(error)
+            return
+        if record is None:
+            yield _no_record(folder)
+            return
+        for name, expected in record["files"].items():
+            path = folder / name
+            try:
+                found = path.stat().st_size if path.is_file() else None
+                if found != expected["bytes"]:
+                    size = "is missing" if found is None else f"has {found} bytes"
+                    yield f"{path} {size}, expected {expected['bytes']} bytes; {_mend(folder)}"
+                elif file_digest(path) != expected["sha256"]:
+                    yield f"{path} is damaged: its sha256 differs from the record's; {_mend(folder)}"
+            except OSError as error:
+                yield explain(error)
 
     def open(self, kind: str, key: str) -> Path:
         """Folder of a finished artifact, whose files are checked against its record.
 
         Raises:
-            StoreError: Absent, incomplete or damaged.
+            StoreError: Absent, incomplete, damaged or not to be read.
         """
-        folder, record = self.folder(kind, key), self.record(kind, key)
-        if record is None:
+        if not self.folder(kind, key).exists():
             raise StoreError(f"store has no {kind} {key}; run the cell again")
-        for name, expected in record["files"].items():
-            path = folder / name
-            found = path.stat().st_size if path.is_file() else None
-            if found != expected["bytes"]:
-                size = "is missing" if found is None else f"has {found} bytes"
-                raise StoreError(f"{path} {size}, expected {expected['bytes']} bytes; {_mend(folder)}")
-            if file_digest(path) != expected["sha256"]:
-                raise StoreError(f"{path} is damaged: its sha256 differs from the record's; {_mend(folder)}")
-        return folder
+        for fault in self.faults(kind, key):
+            raise StoreError(fault)
+        return self.folder(kind, key)
+
+    def holder(self, kind: str, key: str) -> str | None:
+        """Who is at work on a stage, in words; None if nobody is, or if there are no locks."""
+        return self._lock(kind, key).holder()
 
     @contextmanager
-    def claim(self, kind: str, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Workplace]:
-        """Holds the lock of a key; gives the folders to work in, with what a killed run left in `resume`.
+    def claim(self, kind: str, key: str, waiting: Callable[[str], None] = lambda holder: None) -> Iterator[Workplace]:
+        """An attempt at a stage, alone where there are locks: a folder to work in, with what an earlier attempt left.
 
         Args:
             kind: Kind of stage.
             key: Its key.
-            waiting: Called once if another process holds the lock.
+            waiting: Told, after a second and then once a minute, who it is that another process waits for.
+
+        Raises:
+            OSError: The store cannot be written.
         """
-        private = self.root / kind / f".{key}"
-        private.mkdir(parents=True, exist_ok=True)
-        self._mark()
-        lock = filelock.FileLock(self.root / kind / f".{key}.lock")
+        self.mark()
+        (self.root / kind).mkdir(exist_ok=True)
+        lock, say_at = self._lock(kind, key), time.monotonic() + 1
+        while not lock.acquire():
+            if time.monotonic() >= say_at:
+                waiting(lock.holder() or "another process")
+                say_at = time.monotonic() + SAY_EVERY
+            time.sleep(POLL_SECONDS)
         try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            waiting()
-            lock.acquire()
-        try:
-            place = Workplace(private / "out", private / "resume")
-            shutil.rmtree(place.out, ignore_errors=True)
-            place.out.mkdir(parents=True)
-            place.resume.mkdir(exist_ok=True)
-            yield place
+            place = self._begin(kind, key, lock.works)
+            try:
+                yield place
+            finally:
+                if self._is_published(kind, key) or not _resume_files(place.out.parent):
+                    shutil.rmtree(place.out.parent, ignore_errors=True)
         finally:
             lock.release()
 
     def publish(self, kind: str, key: str, place: Workplace, record: Record) -> Record:
-        """Moves the finished artifact into place, with its record; drops the resume state."""
+        """Moves a finished artifact into place, with its record, which is returned as it is read back.
+
+        An artifact that is there and sound is kept, and its record returned: somebody else was faster. One that is not
+        is replaced.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
+        paths = sorted(place.out.rglob("*"))
         files = {
             path.relative_to(place.out).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            for path in sorted(place.out.rglob("*"))
+            for path in paths
             if path.is_file()
         }
-        record = {**record, "files": files}
-        (place.out / "record.json").write_text(json.dumps(record, indent=1, allow_nan=True))
-        os.rename(place.out, self.folder(kind, key))
-        shutil.rmtree(place.out.parent, ignore_errors=True)
-        return record
+        record = _sealed({**record, "files": files})
+        write_whole(place.out / RECORD, json.dumps(record, indent=1, allow_nan=True))
+        for path in [*paths, place.out]:
+            if path.is_file():
+                shutil.copymode(place.out / RECORD, path)  # some libraries write for the owner alone
+            sync(path)
+        folder, aside = self.folder(kind, key), place.out.parent / "aside"
+        while True:
+            try:
+                place.out.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                if next(self.faults(kind, key), None) is None:
+                    return self.record(kind, key) or record
+                with contextlib.suppress(FileNotFoundError):  # somebody else moved it
+                    folder.rename(aside / secrets.token_hex(4))
+            else:
+                sync(folder.parent)
+                return record
 
-    def is_interrupted(self, kind: str, key: str) -> bool:
-        """Whether a killed or running stage left resume state."""
-        resume = self.root / kind / f".{key}" / "resume"
-        return resume.is_dir() and any(resume.iterdir())
+    def tidy(self, kind: str, key: str, interrupted: bool = False) -> int:
+        """Removes what attempts at a finished stage left; what somebody is at work on stays.
 
-    def _mark(self) -> None:
-        marker = self.root / "store.json"
-        if not marker.exists():
-            partial = marker.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps({"format": FORMAT}))
-            os.replace(partial, marker)
+        Args:
+            kind: Kind of stage.
+            key: Its key.
+            interrupted: Removes what attempts at an unfinished stage left as well.
+
+        Returns:
+            Bytes removed.
+        """
+        left = self._private(kind, key)
+        lock = self._lock(kind, key)
+        if not left or not lock.acquire():
+            return 0
+        try:
+            if not (interrupted or self._is_published(kind, key)):
+                left = [path for path in left if path.name.endswith(PARTIAL)]
+            return sum(map(_remove, left))
+        finally:
+            lock.release()
+
+    def _begin(self, kind: str, key: str, locked: bool) -> Workplace:
+        """The folder of a new attempt; under the lock, those of earlier ones go once it holds what they left."""
+        private = self.root / kind / f".{key}.{secrets.token_hex(4)}"
+        fresh = private.with_name(private.name + PARTIAL)
+        earlier = self._private(kind, key)
+        try:
+            with contextlib.suppress(FileNotFoundError):  # without locks, an attempt may end while it is copied
+                _start(fresh, self._left(kind, key))
+                fresh.rename(private)
+            if not private.exists():
+                shutil.rmtree(fresh)
+                _start(fresh, None)
+                fresh.rename(private)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        if locked:
+            for path in earlier:
+                if not _is_alive(path):  # the lock says so, but some file systems' locks hold nobody
+                    _remove(path)
+        return Workplace(private / "out", private / "resume", locked)
+
+    def _private(self, kind: str, key: str) -> list[Path]:
+        """Folders of all attempts at a stage, those that were not yet begun included."""
+        return [path for path in (self.root / kind).glob(f".{key}.*") if path.is_dir()]
+
+    def _left(self, kind: str, key: str) -> Path | None:
+        """Folder of the attempt at a stage that was saved last; None if nothing was saved."""
+        begun = [path for path in self._private(kind, key) if not path.name.endswith(PARTIAL)]
+        saved = [path for path in begun if _resume_files(path)]
+        return max(saved, key=lambda path: (path / "resume").stat().st_mtime, default=None)
+
+    def _is_published(self, kind: str, key: str) -> bool:
+        return (self.folder(kind, key) / RECORD).exists()
+
+    def _lock(self, kind: str, key: str) -> Lock:
+        return Lock(self.root / kind / f".{key}.lock")
+
+    def _kinds(self) -> list[str]:
+        if not self.root.exists():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def _keys(self, kind: str) -> list[str]:
+        folder = self.root / kind
+        if not folder.is_dir():
+            return []
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+    def _check_format(self) -> None:
+        path = self.root / MARKER
+        mend = f"delete {path}: the artifacts beside it are kept and used again"
+        found = _parsed(path, path.read_bytes(), mend).get("format")
+        if type(found) is not int or found < 1:
+            raise StoreError(f"{path} is damaged (format {found!r}); {mend}")
+        if found > FORMAT:
+            raise StoreError(
+                f"store {str(self.root)!r} has format {found}, this version reads up to {FORMAT}; "
+                "upgrade anaus-bench or pass another --store"
+            )
+        if found < FORMAT:
+            raise StoreError(
+                f"store {str(self.root)!r} has format {found}, this version reads none before {FORMAT}; "
+                "pass another --store"
+            )
+
+    def _stranger(self) -> str | None:
+        """Something in the folder that no store holds; None for an empty folder, or a store without its marker."""
+        if not self.root.is_dir():
+            return self.root.name
+        for path in sorted(self.root.iterdir()):
+            if path.name == MARKER or (path.name.startswith(f".{MARKER}.") and path.name.endswith(PARTIAL)):
+                continue
+            inside = list(path.iterdir()) if path.is_dir() else [path]
+            strangers = [below.name for below in inside if not _KEPT_KEY.fullmatch(below.name)]
+            if strangers or path.name.startswith("."):
+                return path.name
+        return None
+
+
+def _start(fresh: Path, left: Path | None) -> None:
+    """Makes the folder of an attempt, with a copy of the resume state of an earlier one and the arrays it speaks of."""
+    (fresh / "out").mkdir(parents=True)
+    (fresh / "resume").mkdir()
+    (fresh / "aside").mkdir()
+    (fresh / OWNER).write_text(json.dumps({"host": platform.node(), "process": os.getpid()}))
+    if left is None:
+        return
+    # What is said of an array before the array: without locks, somebody may be at work on both.
+    for path in _resume_files(left):
+        _copy(path, fresh / "resume" / path.name)
+    for rows in (fresh / "resume").glob(f"*{ROWS}"):
+        _copy(left / "out" / rows.stem, fresh / "out" / rows.stem)
+
+
+def _copy(path: Path, to: Path) -> None:
+    shutil.copyfile(path, to)
+    sync(to)  # the original is removed
+
+
+def _resume_files(attempt: Path) -> list[Path]:
+    try:
+        return [path for path in (attempt / "resume").iterdir() if not path.name.endswith(PARTIAL)]
+    except FileNotFoundError:
+        return []
+
+
+def _is_alive(attempt: Path) -> bool:
+    """Whether the process of an attempt runs on this machine, beside this one."""
+    try:
+        owner = json.loads((attempt / OWNER).read_text())
+        if owner["host"] != platform.node() or owner["process"] == os.getpid():
+            return False
+        os.kill(owner["process"], 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> int:
+    """Removes a folder; bytes that it held."""
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    shutil.rmtree(path, ignore_errors=True)
+    return size
 
 
 def _mend(folder: Path) -> str:
     return f"delete {folder} and run again"
 
 
-def _read_json(path: Path) -> Record:
+def _no_record(folder: Path) -> str:
+    return f"{folder} is incomplete ({RECORD} is missing); {_mend(folder)}"
+
+
+def _sealed(record: Record) -> Record:
+    """The record as it is read back, with a digest of all the rest of it."""
+    content: Record = json.loads(json.dumps(record, allow_nan=True))
+    return {**content, "digest": _digest(content)}
+
+
+def _digest(record: Record) -> str:
+    content = {name: value for name, value in record.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(path: Path, content: bytes, mend: str) -> Record:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error}); {_mend(path.parent)}") from error
-    if not isinstance(content, dict):
-        raise StoreError(f"{path} is damaged (no record); {_mend(path.parent)}")
-    return content
+        found = json.loads(content)
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"{path} is damaged (no record); {mend}")
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anaus_bench.errors import PluginError
+from anaus_bench.errors import PluginError, StoreError
 from anaus_bench.interfaces import Metric
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store
@@ -53,15 +53,34 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
             tables.append(_task_table(records, store, registry.get("tasks", task).metrics))
         except PluginError as error:  # such as a task of a file that is not given this time
             tables.append(Table(task, ("not shown",), ((str(error),),)))
+    damaged = store.damaged("score")
+    if damaged:
+        rows = tuple((f"damaged: {key}", fault) for key, fault in damaged.items())
+        tables.append(Table("not shown", ("key", "what to do"), rows))
     return tables
 
 
 def mask_scores(store: Store, record: Record) -> dict[str, float]:
     """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
-    below: Record | None = record
+    masks, _ = _masks_below(store, record)
+    return {} if masks is None else dict(masks["result"]["scores"])
+
+
+def _masks_below(store: Store, record: Record) -> tuple[Record | None, str | None]:
+    """Record of the masks behind a `score` record, and the stage on the way to it whose record is lost or damaged."""
+    below = record
     for kind, role in (("finetune", "fold0"), ("pretrain", "pretrain"), ("masks", "masks")):
-        below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
-    return {} if below is None else dict(below["result"]["scores"])
+        if role not in below["inputs"]:
+            return None, None
+        key = below["inputs"][role]
+        try:
+            found = store.record(kind, key)
+        except StoreError:
+            return None, f"damaged: {kind} {key}"
+        if found is None:
+            return None, f"not in the store: {kind} {key}"
+        below = found
+    return below, None
 
 
 def markdown(table: Table) -> str:
@@ -105,6 +124,7 @@ def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metri
     task, phantom = records[0]["spec"]["task"]["name"], records[0]["phantom"]
     labels = [name for name in LABELS if any(record["labels"].get(name, "-") != "-" for record in records)]
     ious = {record["key"]: mask_scores(store, record).get(MASK_IOU.key) for record in records}
+    gaps = {gap: None for record in records if (gap := _masks_below(store, record)[1]) is not None}
     quality = (MASK_IOU,) if any(iou is not None for iou in ious.values()) else ()
     rows = [
         (
@@ -121,5 +141,9 @@ def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metri
         f"{task} [phantom]" if phantom else task,
         (*labels, "key", *(heading_of(metric) for metric in (*quality, *metrics))),
         tuple(rows),
-        (*mark, f"mean ± standard deviation over {'/'.join(map(str, folds))} folds."),
+        (*mark, f"mean ± standard deviation over {'/'.join(map(str, folds))} folds.", *map(_gap_note, gaps)),
     )
+
+
+def _gap_note(gap: str) -> str:
+    return f"{gap}; the {MASK_IOU.title} of cells that rest on it is not shown, see `anaus-bench doctor`."

@@ -16,12 +16,12 @@ PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
 
 # Layer of each module or package of the core; a module imports only its own layer and those before it.
 LAYERS = [
-    {"errors", "lazy", "hookspecs", "rows", "seeds", "distributed"},
+    {"errors", "failures", "files", "lazy", "locks", "hookspecs", "rows", "seeds", "distributed"},
     {"backbones", "config", "weights"},
     {"interfaces", "fields", "parallel", "data", "nn", "loop", "simulator", "metrics", "mask_scores"},
     {"figures", "progress"},
     {"protocols", "registry", "cell", "store"},
-    {"plan"},
+    {"plan", "resumable"},
     {"pretraining"},
     {"stages", "execute", "executors", "tables", "doctor", "preview", "export", "testing"},
     {"cli"},

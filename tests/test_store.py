@@ -38,7 +38,7 @@ def test_a_failed_stage_leaves_no_artifact_but_its_resume_state(tmp_path: Path) 
         raise RuntimeError("killed")
 
     assert store.record("masks", "k") is None
-    assert store.is_interrupted("masks", "k")
+    assert store.state("masks", "k") == "resumable"
     with store.claim("masks", "k") as place:
         assert not list(place.out.iterdir())
         assert (place.resume / "step.pt").read_text() == "state"
@@ -49,7 +49,7 @@ def test_publishing_drops_the_resume_state(tmp_path: Path) -> None:
 
     publish(store)
 
-    assert not store.is_interrupted("masks", "k")
+    assert store.state("masks", "k") == "done"
 
 
 @pytest.mark.parametrize("damage", ["contant", "short", None])

@@ -10,6 +10,7 @@ import safetensors.torch
 
 from anaus_bench.data.corpus import open_corpus
 from anaus_bench.errors import MissingMask
+from anaus_bench.files import write_whole
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.registry import Registry
 from anaus_bench.stages.audit import without_overlap
@@ -24,6 +25,6 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     if "audit" in inputs.folders:
         pairs = pairs.take(without_overlap(pairs, inputs.folders["audit"]))
     state = source.fit(pairs, ctx)
-    safetensors.torch.save_file(dict(state), ctx.out / "state.safetensors")
+    write_whole(ctx.out / "state.safetensors", safetensors.torch.save(dict(state)))
     (ctx.out / "structures.json").write_text(json.dumps(pairs.structures))
     return {"pairs": len(pairs), **source.describe()}

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anaus_bench.errors import WeightsError
+from anaus_bench.files import file_digest
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
+from anaus_bench.weights import SAM_VIT_B, load_weights, read_state, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
