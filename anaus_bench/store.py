@@ -222,8 +222,10 @@ class Store:
             try:
                 yield place
             finally:
-                if self._is_published(kind, key) or not _resume_files(place.out.parent):
-                    shutil.rmtree(place.out.parent, ignore_errors=True)
+                private = place.out.parent
+                (private / OWNER).unlink(missing_ok=True)
+                if self._is_published(kind, key) or not _resume_files(private):
+                    _remove(private)
         finally:
             lock.release()
 
@@ -392,10 +394,10 @@ def _resume_files(attempt: Path) -> list[Path]:
 
 
 def _is_alive(attempt: Path) -> bool:
-    """Whether the process of an attempt runs on this machine, beside this one."""
+    """Whether an attempt has not ended, as far as this machine can tell."""
     try:
         owner = json.loads((attempt / OWNER).read_text())
-        if owner["host"] != platform.node() or owner["process"] == os.getpid():
+        if owner["host"] != platform.node():
             return False
         os.kill(owner["process"], 0)
     except PermissionError:
