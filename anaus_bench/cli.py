@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from anaus_bench import distributed
 from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, Cell
 from anaus_bench.config import PRESETS, check_known, parse_overrides, resolve
-from anaus_bench.errors import AnausError, MachineError, PluginError, SettingsError
+from anaus_bench.errors import AnausError, PluginError, SettingsError
 from anaus_bench.failures import explain
 from anaus_bench.plan import Plan, cell_title, make_plan, pending, why
 from anaus_bench.registry import KINDS, Registry
@@ -670,34 +670,21 @@ def _fail(text: str) -> NoReturn:
 
 @contextmanager
 def _output() -> Iterator[None]:
-    """Around all that is printed: standard output is written to its end before the command can say that all is well.
+    """Around all that is printed: it is written to its end before the command can say that all is well.
 
     Raises:
-        MachineError: It is closed or full.
+        OSError: Standard output is full or broken.
     """
     if sys.stdout is None:  # `>&-`: no file may take its number, what prints there would write into it
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
+        yield
+    finally:
         try:
-            yield
-        finally:
             sys.stdout.flush()
-    except OSError as error:
-        if not _is_broken(sys.stdout):
+        except OSError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # Python writes what is left as it ends
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise MachineError(
-            f"standard output cannot be written ({error.strerror}); results are kept: run the same command again"
-        ) from error
-
-
-def _is_broken(stream: TextIO) -> bool:
-    """Whether it does not take what it was given."""
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _execute(

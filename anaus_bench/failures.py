@@ -36,10 +36,10 @@ def explain(error: OSError, store: Path | None = None) -> str:
     """
     if error.errno in _FULL:
         quota = ", by your quota" if error.errno == errno.EDQUOT else ""
-        where = "" if store is None else f" in store {str(store)!r} ({_free(store):.0f} MiB free{quota})"
-        return f"no space left{where}; free some, or pass another --store"
+        where = "for the output" if store is None else f"in store {str(store)!r} ({_free(store):.0f} MiB free{quota})"
+        return f"no space left {where}; free some, or pass another --store"
     path = error.filename if error.filename is not None else store
-    what = "a file" if path is None else repr(os.fsdecode(path) if isinstance(path, bytes) else str(path))
+    what = "the output" if path is None else repr(os.fsdecode(path) if isinstance(path, bytes) else str(path))
     if len(what) > 300:
         what = f"{what[:140]}...{what[-140:]}"
     reason = error.strerror or str(error) or type(error).__name__

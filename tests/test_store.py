@@ -86,7 +86,7 @@ def test_a_damaged_record_is_told_from_a_lost_one(tmp_path: Path, kind: str) -> 
     assert store.state("masks", "k") == ("absent" if kind == "lost" else "damaged")
     assert list(store.damaged("masks")) == ["k"]
     assert store.records("masks") == []
-    with pytest.raises(StoreError, match="delete .* and run again"):
+    with pytest.raises(StoreError, match=r"delete .* and run again"):
         store.open("masks", "k")
 
 

@@ -1,6 +1,6 @@
 """Kills runs before chosen file operations and at random moments, resumes them, and compares all that they made.
 
-    python -m tests.campaigns.kill --cell masks --kills 100
+Run `python -m tests.campaigns.kill --cell masks --kills 100`.
 
 Each run is a process of its own that begins with an empty store; a third of the resumed ones are killed once more. The
 last run must end well, with every artifact as an undisturbed run makes it, bit for bit, and nothing left over.
@@ -56,7 +56,7 @@ def masks_cell() -> list[Stage]:
 
 def training_cell() -> list[Stage]:
     """A whole cell: pre-training and fine-tuning with checkpoints, scores and pictures."""
-    overrides = {"pretrain": {"steps": 3, "batch": 2}, "task": {"epochs": 2}}
+    overrides = {"pretrain": {"steps": 2, "batch": 2}, "task": {"epochs": 1}}
     plan = make_plan(Cell("byol", "busi-cls", corpus="udiat", preset="tiny", overrides=overrides), Registry(), {})
     return [*([plan.audit] if plan.audit else []), plan.score, plan.panel]
 

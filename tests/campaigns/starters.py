@@ -1,6 +1,6 @@
 """Starts processes at one instant on a new store: none may be refused, nothing may be done twice.
 
-python -m tests.campaigns.starters --processes 8 --times 100
+Run `python -m tests.campaigns.starters --processes 8 --times 100`.
 """
 
 from __future__ import annotations
