@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import math
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from anaus_bench.backbones import RESNETS, VITS
 from anaus_bench.config import check_known
 from anaus_bench.errors import SettingsError, StoreError, WeightsError
+from anaus_bench.files import save_torch, write_whole
 from anaus_bench.nn.encoder import PYRAMID_CHANNELS, Encoder, EncoderCard, load_encoder, save_encoder
 from anaus_bench.nn.vit import GRID, PATCH
 from anaus_bench.registry import Registry
@@ -141,7 +141,7 @@ def _read_safetensors(encoder: Encoder, path: Path, images: Tensor) -> Mapping[s
 
 
 def _write_torchvision(encoder: Encoder, path: Path) -> None:
-    torch.save(renamed(encoder.state_dict(), TORCHVISION), path)
+    save_torch(path, renamed(encoder.state_dict(), TORCHVISION))
 
 
 def _read_torchvision(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:
@@ -162,7 +162,7 @@ def _read_torchvision(encoder: Encoder, path: Path, images: Tensor) -> Mapping[s
 
 
 def _write_timm(encoder: Encoder, path: Path) -> None:
-    safetensors.torch.save_file(renamed(encoder.state_dict(), TIMM), path)
+    write_whole(path, safetensors.torch.save(renamed(encoder.state_dict(), TIMM)))
 
 
 def _read_timm(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:
@@ -189,7 +189,7 @@ def _write_detectron2(encoder: Encoder, path: Path) -> None:
     ]
     model = renamed(encoder.state_dict(), [*DETECTRON2, *pyramid])
     # With the heuristics a name matches by its end: `res2.0...` is found at `backbone.bottom_up.res2.0...`.
-    torch.save({"model": model, "__author__": "anaus-bench", "matching_heuristics": True}, path)
+    save_torch(path, {"model": model, "__author__": "anaus-bench", "matching_heuristics": True})
 
 
 def _read_detectron2(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:
@@ -388,7 +388,6 @@ def export(
         version, difference = _check(form, encoder, fresh / form.file)
         exported = Exported(record["key"], folder / form.file, folder / CARD, form.library, version, difference)
         (fresh / CARD).write_text(model_card(record, encoder, form, exported, store, registry))
-        shutil.copymode(fresh / CARD, fresh / form.file)  # safetensors writes for the owner alone
         if folder.exists():
             folder.rename(Path(private) / "old")
         fresh.rename(folder)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from anaus_bench.lazy import torch
 
 PARTIAL = ".partial"  # ends the names of files and folders that are not whole yet
 
@@ -39,6 +42,13 @@ def write_whole(path: Path, content: str | bytes | memoryview) -> None:
     """Writes a file at once, text as UTF-8; see `written_whole`."""
     with written_whole(path) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_torch(path: Path, content: object) -> None:
+    """`torch.save` as `write_whole`: its own writer makes of a full disk an error without a number."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,6 @@ A step must be a function of its number and of the stateful objects alone. The l
 
 from __future__ import annotations
 
-import io
 import signal
 import threading
 import time
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from anaus_bench import distributed
 from anaus_bench.errors import TrainingError
-from anaus_bench.files import write_whole
+from anaus_bench.files import save_torch
 from anaus_bench.interfaces import StageContext
 from anaus_bench.seeds import step_seed
 
@@ -181,9 +180,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
 
 def _save(path: Path, run: _Run, stateful: Mapping[str, Stateful]) -> None:
-    content = io.BytesIO()  # torch's own writer turns a full disk into an error without a number
-    torch.save({"run": vars(run), "state": {name: holder.state_dict() for name, holder in stateful.items()}}, content)
-    write_whole(path, content.getbuffer())
+    save_torch(path, {"run": vars(run), "state": {name: holder.state_dict() for name, holder in stateful.items()}})
 
 
 def _load(path: Path, stateful: Mapping[str, Stateful], device: torch.device) -> _Run:
