@@ -107,6 +107,6 @@ def _attempt(store: Store, kind: str, key: str) -> Finding:
     holder = store.holder(kind, key)
     if holder is not None:
         return Finding("note", what, f"running: {holder}")
-    if store.folder(kind, key).exists():
+    if store.state(kind, key) == "done":
         return Finding("note", what, "left over from a finished stage; `anaus-bench store gc` removes it")
     return Finding("note", what, "interrupted; run its cell again to go on")

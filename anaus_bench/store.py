@@ -39,6 +39,7 @@ SAY_EVERY = 60.0  # seconds between what a waiting process says
 Record = dict[str, Any]
 State = Literal["done", "damaged", "running", "resumable", "absent"]
 
+_OWN = secrets.token_hex(8)  # tells this process from others of its number
 _KEPT_KEY = re.compile(r"\.?[0-9a-f]{16}(\..*)?")
 
 
@@ -371,7 +372,7 @@ def _start(fresh: Path, left: Path | None) -> None:
     (fresh / "out").mkdir(parents=True)
     (fresh / "resume").mkdir()
     (fresh / "aside").mkdir()
-    (fresh / OWNER).write_text(json.dumps({"host": platform.node(), "process": os.getpid()}))
+    (fresh / OWNER).write_text(json.dumps({"host": platform.node(), "process": os.getpid(), "own": _OWN}))
     if left is None:
         return
     # What is said of an array before the array: without locks, somebody may be at work on both.
@@ -399,6 +400,8 @@ def _is_alive(attempt: Path) -> bool:
         owner = json.loads((attempt / OWNER).read_text())
         if owner["host"] != platform.node():
             return False
+        if owner["process"] == os.getpid():  # in containers, often that of one before
+            return bool(owner["own"] == _OWN)
         os.kill(owner["process"], 0)
     except PermissionError:
         return True
