@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from anaus_bench.store import MARKER, RECORD
+from anaus_bench.store import MARKER, RECORD, Store
 from tests.e2e.conftest import Command, Outcome
 from tests.e2e.test_bad_input import refused
 
@@ -190,6 +190,45 @@ def test_what_a_kill_left_of_a_finished_stage_goes_at_the_next_run(command: Comm
 
     assert rows[f"score {finished.name}"].startswith("left over from a finished stage")
     assert [path.name for path in finished.parent.iterdir()] == [finished.name]
+
+
+def test_plan_and_doctor_tell_running_from_interrupted(command: Command, store: Path) -> None:
+    (finished,) = store.glob("score/[!.]*")
+    shutil.rmtree(finished)
+
+    def seen() -> tuple[str, str]:
+        states = {stage["kind"]: stage["state"] for stage in command("plan", *RUN[1:-2], "--json").data["stages"]}
+        rows = {row["what"]: row["found"] for row in json.loads(command("doctor", "--json").out)}
+        return states["score"], rows[f"score {finished.name}"]
+
+    with pytest.raises(RuntimeError), Store(store).claim("score", finished.name) as place:
+        (place.resume / "step.pt").write_text("state")
+        running = seen()
+        raise RuntimeError("killed")
+    interrupted = seen()
+
+    assert running[0] == "running"
+    assert running[1].startswith(f"running: process {os.getpid()} on ")
+    assert interrupted == ("to resume", "interrupted; run its cell again to go on")
+
+
+@pytest.fixture
+def read_only(store: Path) -> Iterator[Path]:
+    """The store on a file system that is mounted read-only."""
+    line = ["mount", "--bind", "-o", "ro", str(store), str(store)]
+    if shutil.which("mount") is None or subprocess.run(line, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs the right to mount")
+    yield store
+    subprocess.run(["umount", str(store)], check=True)
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_read_only_store_is_read_and_a_new_stage_ends_in_one_line(command: Command) -> None:
+    assert command(*RUN, "--json").data["stages_run"] == 0
+    assert command("table").code == 0
+    assert command("doctor").code == 0
+
+    refused(command(*RUN, "--seed", "1"), "(Read-only file system)", "pass another --store", "finished stages are kept")
 
 
 def test_gc_removes_what_interrupted_stages_left_only_when_asked(command: Command, store: Path) -> None:
