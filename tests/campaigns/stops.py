@@ -150,9 +150,9 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
-def planned(number: int, runs: int, operations: int, seconds: float, by: str, rng: random.Random) -> list[Stop]:
-    """One or two stops; those before an operation are spread over all of them."""
-    operation = 1 + number * operations // runs
+def planned(number: int, share: float, operations: int, seconds: float, by: str, rng: random.Random) -> list[Stop]:
+    """One or two stops, the first of them at this share of all operations, or by chance at another moment."""
+    operation = 1 + int(share * operations)
     if by == "errors":
         return [Stop(error=ERRORS[number % len(ERRORS)], operation=operation)]
     first = Stop(SIGNALS[number % len(SIGNALS)], operation=operation)
@@ -172,11 +172,14 @@ def campaign(cell: str, runs: int, seed: int, folder: Path, by: str = "kills") -
     assert status == 0, (folder / "errors").read_text()
     seconds = time.monotonic() - started
     expected, rng, wrong, stopped, twice = content(whole), random.Random(seed), [], 0, 0
+    offset = rng.random()
     size = sum(path.stat().st_size for path in whole.rglob("*"))
     for number in range(runs):
         (folder / "disk").mkdir()
         with _disk(folder / "disk", 4096 + number * 2 * size // runs if by == "disk" else None) as enlarge:
-            stops = [Stop()] if by == "disk" else planned(number, runs, operations, seconds, by, rng)
+            stops = (
+                [Stop()] if by == "disk" else planned(number, (number + offset) / runs, operations, seconds, by, rng)
+            )
             what = f"disk {number}" if by == "disk" else f"{stops}"
             ended = [run(targets, store, folder, stop)[0] for stop in stops]
             stopped += ended[0] != 0
