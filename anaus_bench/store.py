@@ -279,7 +279,7 @@ class Store:
         """
         left = self._private(kind, key)
         lock = self._lock(kind, key)
-        if not left or not lock.acquire():
+        if not (left or lock.path.exists()) or not lock.acquire():
             return 0
         try:
             if not (interrupted or self._is_published(kind, key)):

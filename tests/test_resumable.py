@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anaus_bench.interfaces import StageContext
+from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.registry import Registry
 from anaus_bench.resumable import ResumableArray
+from anaus_bench.stages.corpus import run
 
 SHAPE = (6, 4, 4)
 Make = Callable[..., StageContext]
@@ -92,3 +95,26 @@ def test_rows_can_be_forgotten_so_that_parts_begin_at_their_start(stage_context:
     fill(array, range(4, 6))
 
     assert ResumableArray(ctx, "a.npy", SHAPE).facts == [f"fact {row}" for row in range(6)]
+
+
+def test_damaged_rows_of_a_corpus_are_packed_anew_also_where_images_have_no_mask(
+    stage_context: Make, tmp_path: Path
+) -> None:
+    registry, spec, roots = Registry(), {}, {}
+    for name in ("udiat", "pocus"):
+        dataset = registry.create("datasets", name)
+        roots[name] = tmp_path / name
+        roots[name].mkdir()
+        dataset.write_phantoms(roots[name], 4, 48, 0)
+        spec[name] = registry.spec("datasets", dataset)
+    inputs, ctx = StageInputs({}, roots), stage_context(checkpoint_seconds=0)
+    run({"size": 32, "datasets": spec}, inputs, ctx, registry)
+    expected = np.load(ctx.out / "truth.npy")
+    truth = np.load(ctx.out / "truth.npy", mmap_mode="r+")
+    truth[:, 0, 0] ^= 1
+    truth.flush()
+
+    run({"size": 32, "datasets": spec}, inputs, ctx, registry)
+
+    assert not expected[-1].any()
+    assert np.array_equal(np.load(ctx.out / "truth.npy"), expected)

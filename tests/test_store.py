@@ -296,6 +296,7 @@ def test_what_a_kill_left_of_a_finished_stage_is_removed_and_what_runs_is_not(tm
     (left / "step.pt").write_text("state")
 
     assert store.unfinished() == [("masks", "k")]
+    (left.parent.parent / ".k.lock").touch()  # of a killed process
     assert store.tidy("masks", "k") == len("state")
     assert [path.name for path in (store.root / "masks").iterdir()] == ["k"]
     with store.claim("masks", "other"):

@@ -106,8 +106,9 @@ def _pack(
     for row, sample in enumerate(index.samples[part], start=first + part.start):
         picture = dataset.read(index, sample)
         images[row], box = letterbox(picture.image, images.shape[1], labels=False)
-        if truth is not None and picture.mask is not None:
-            truth[row], _ = letterbox(ids[picture.mask], images.shape[1], labels=True)
+        if truth is not None:
+            mask = picture.mask
+            truth[row] = 0 if mask is None else letterbox(ids[mask], images.shape[1], labels=True)[0]
         boxes.append(box)
     return boxes
 
