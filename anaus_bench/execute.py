@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from anaus_bench import __version__, distributed
 from anaus_bench.errors import MachineError, SettingsError
-from anaus_bench.failures import explain, is_want_of_memory
+from anaus_bench.failures import as_os_error, explain, is_want_of_memory
 from anaus_bench.interfaces import Progress, StageContext, StageInputs
 from anaus_bench.plan import Stage
 from anaus_bench.progress import SilentProgress
@@ -71,18 +73,23 @@ class Runner:
             record = self.store.record(stage.kind, stage.key)
             if record is not None:  # without locks, another process finished it and removed this one's files
                 return record
-            text = f"{stage.title}: {explain(error, self.store.root)}; finished stages are kept"
-            raise MachineError(text) from error
-        except (MemoryError, RuntimeError) as error:
-            if not is_want_of_memory(error):
+            raise self._failed(stage, error) from error
+        except (MemoryError, RuntimeError, SafetensorError) as error:
+            if is_want_of_memory(error):
+                raise MachineError(_memory_advice(stage, self.device)) from error
+            behind = as_os_error(error)
+            if behind is None:
                 raise
-            raise MachineError(_memory_advice(stage, self.device)) from error
+            raise self._failed(stage, behind) from error
         self.done.append(stage.key)
         try:
             self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
         except Exception as error:  # an extension is anybody's code; the stage is done and published
             self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
         return record
+
+    def _failed(self, stage: Stage, error: OSError) -> MachineError:
+        return MachineError(f"{stage.title}: {explain(error, self.store.root)}; finished stages are kept")
 
     def _note_locks(self, place: Workplace) -> None:
         if not (place.locked or self._told):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -53,6 +54,19 @@ def explain(error: OSError, store: Path | None = None) -> str:
 def is_want_of_memory(error: BaseException) -> bool:
     """Whether Python, numpy or torch found no memory, on the CPU or a GPU."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def as_os_error(error: Exception) -> OSError | None:
+    """The error of the operating system behind a failed write of torch or safetensors, which hide it; None without.
+
+    What a plugin writes with `anaus_bench.files` shows its errors as they are.
+    """
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is not None:
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if "PytorchStreamWriter failed" in str(error) or "unexpected pos" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the usual cause; the free space is said with it
+    return None
 
 
 def _free(folder: Path) -> float:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from anaus_bench.failures import explain, is_want_of_memory
+from anaus_bench.failures import as_os_error, explain, is_want_of_memory
 
 NUMBERS = sorted(errno.errorcode)
 
@@ -48,6 +49,18 @@ def test_an_error_names_what_helps(tmp_path: Path, number: int, words: tuple[str
 
 def test_an_error_without_a_number_says_what_the_library_said() -> None:
     assert "encoder error -2" in explain(OSError("encoder error -2 when writing image file"))
+
+
+def test_the_error_behind_a_failed_write_of_a_library_is_found(tmp_path: Path) -> None:
+    content = {"a": torch.zeros(10_000)}
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.save(content, "/dev/full")
+    with pytest.raises(safetensors.SafetensorError) as of_safetensors:
+        safetensors.torch.save_file(content, tmp_path / "absent" / "file")
+
+    assert as_os_error(of_torch.value).errno == errno.ENOSPC  # type: ignore[union-attr]
+    assert as_os_error(of_safetensors.value).errno == errno.ENOENT  # type: ignore[union-attr]
+    assert as_os_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
 
 
 def test_want_of_memory_is_told_from_other_errors() -> None:

@@ -304,6 +304,15 @@ def anaus_objectives():
 """
 
 
+def test_a_full_disk_that_a_library_hides_is_said(command: Command, tmp_path: Path) -> None:
+    error = "RuntimeError('[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/1')"
+    (tmp_path / "hungry.py").write_text(HUNGRY.format(error=error))
+
+    outcome = command("run", "--preset", "tiny", "--method", "hungry", "--task", "busi-cls", "--plugin", "hungry.py")
+
+    refused(outcome, "no space left in store", "MiB free", "finished stages are kept")
+
+
 @pytest.mark.parametrize(
     "error",
     [
