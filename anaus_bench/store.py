@@ -90,9 +90,16 @@ class Store:
 
     def mark(self) -> None:
         """Makes the folder, and writes the number of the format before anything else is in it."""
-        if not self.is_marked():
-            self.root.mkdir(parents=True, exist_ok=True)
+        if self.is_marked():
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
             write_whole(self.root / MARKER, json.dumps({"format": FORMAT}))
+        except FileNotFoundError:  # another process has marked it, and removed what it took for a killed one's
+            if not self.is_marked():
+                raise
+        for left in self.root.glob(f".{MARKER}.*{PARTIAL}"):
+            left.unlink(missing_ok=True)
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a finished artifact is."""

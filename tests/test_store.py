@@ -156,6 +156,7 @@ def test_a_store_that_lost_its_marker_is_adopted(tmp_path: Path) -> None:
     publish(store, KEY[::-1])
 
     assert store.is_marked()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", MARKER]
     assert {record["key"] for record in store.records("masks")} == {KEY, KEY[::-1]}
 
 
