@@ -22,6 +22,10 @@ class StoreError(AnausError):
     """The store is from a newer version, damaged, or cannot be written."""
 
 
+class MachineError(AnausError):
+    """The machine failed: no space, no memory, no access, a broken disk; what is finished is kept."""
+
+
 class WeightsError(AnausError):
     """Published weights are absent, truncated, of another model, or have a wrong hash."""
 

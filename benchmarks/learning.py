@@ -36,9 +36,9 @@ from anaus_bench.corpus.view import View
 from anaus_bench.execution.progress import SilentProgress
 from anaus_bench.execution.runner import Runner
 from anaus_bench.interfaces import Stage
+from anaus_bench.machine.parallel import batches, in_processes
 from anaus_bench.nn.backbones import RESNETS
 from anaus_bench.nn.encoder import Encoder, load_encoder
-from anaus_bench.parallel import batches, in_processes
 from anaus_bench.planning.plan import pending
 from anaus_bench.planning.planner import corpus_stage, make_plan
 from anaus_bench.registry import Registry

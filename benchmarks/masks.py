@@ -30,7 +30,7 @@ from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.execution.progress import ConsoleProgress
 from anaus_bench.execution.runner import Runner
 from anaus_bench.interfaces import Stage, StoredSource
-from anaus_bench.parallel import in_processes
+from anaus_bench.machine.parallel import in_processes
 from anaus_bench.planning.plan import pending
 from anaus_bench.planning.planner import corpus_stage, masks_stage
 from anaus_bench.registry import Registry

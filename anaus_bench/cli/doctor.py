@@ -19,7 +19,7 @@ from anaus_bench.datasets.roots import data_folder
 from anaus_bench.errors import AnausError
 from anaus_bench.nn.weights import weights_folder
 from anaus_bench.registry import KINDS, Registry
-from anaus_bench.store import Store
+from anaus_bench.store import MARKER, Store, is_marked
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,39 @@ def _datasets(registry: Registry, roots: Mapping[str, Path]) -> list[Finding]:
 
 def _weights() -> Finding:
     folder = weights_folder()
-    files = sorted(path.name for path in folder.glob("*.*")) if folder.is_dir() else []
+    files = sorted(path.name for path in folder.glob("[!.]*.*")) if folder.is_dir() else []
     return Finding("ok" if files else "note", "weights", ", ".join(files) or f"none in {folder}")
 
 
 def _store(store: Store) -> list[Finding]:
+    """The store as a whole, then a line per artifact and per stage that is not finished."""
     if not store.root.exists():
         return [Finding("note", "store", f"{store.root} does not exist yet")]
     free = shutil.disk_usage(store.root).free / 2**30
-    damaged, count = [], 0
-    for path in sorted(store.root.glob("*/[!.]*/record.json")):
-        kind, key = path.parent.parent.name, path.parent.name
-        try:
-            store.open(kind, key)
-            count += 1
-        except AnausError as error:
-            damaged.append(Finding("bad", f"{kind} {key}", str(error)))
-    state = Finding("ok", "store", f"{count} finished stages in {store.root}, {free:.1f} GiB free")
-    left = [
-        Finding("note", f"{path.parent.parent.name} {path.parent.name[1:]}", "interrupted; run its cell again to go on")
-        for path in sorted(store.root.glob("*/.*/resume"))
-        if any(path.iterdir())
-    ]
-    return [state, *damaged, *left]
+    artifacts = [_artifact(store, kind, key) for kind, key in store.artifacts()]
+    count = sum(finding.state == "ok" for finding in artifacts)
+    found = [Finding("ok", "store", f"{count} finished stages in {store.root}, {free:.1f} GiB free")]
+    if artifacts and not is_marked(store.root):
+        found.append(Finding("bad", "store", f"its {MARKER} is missing; `anaus-bench store gc` writes it again"))
+    return [*found, *artifacts, *(_attempt(store, kind, key) for kind, key in store.unfinished())]
+
+
+def _artifact(store: Store, kind: str, key: str) -> Finding:
+    faults = list(store.faults(kind, key))
+    if faults:
+        return Finding("bad", f"{kind} {key}", "; ".join(faults))
+    record = store.record(kind, key) or {}
+    return Finding("ok", f"{kind} {key}", str(record.get("title", "")))
+
+
+def _attempt(store: Store, kind: str, key: str) -> Finding:
+    what = f"{kind} {key}"
+    holder = store.holder(kind, key)
+    if holder is not None:
+        return Finding("note", what, f"running: {holder}")
+    if store.state(kind, key) == "done":
+        return Finding("note", what, "left over from a finished stage; `anaus-bench store gc` removes it")
+    return Finding("note", what, "interrupted; run its cell again to go on")
 
 
 def doctor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, PluginFiles, StorePath
 from anaus_bench.cli.printing import print_json, print_table
@@ -27,6 +28,8 @@ def table(
     check_known("format", [form], ["terminal", "markdown"])
     shelf = Store(store)
     if as_json:
+        for damaged in shelf.damaged("score"):
+            Console(stderr=True).print(f"damaged: {damaged}; see `anaus-bench doctor`", highlight=False, soft_wrap=True)
         kept = ("key", "labels", "phantom", "result")
         records = shelf.records("score")
         print_json(

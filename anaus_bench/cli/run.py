@@ -33,6 +33,9 @@ from anaus_bench.registry import Registry
 from anaus_bench.settings.base import parse_overrides
 from anaus_bench.store import Store
 
+# What `plan` calls states of the store, if a stage is needed.
+STATES = {"resumable": "to resume", "absent": "to run"}
+
 
 def run(
     method: Annotated[str, typer.Option(help="Pre-training method; see `anaus-bench list methods`.")],
@@ -122,9 +125,8 @@ def plan(
     waiting = {stage.key for stage in made.pending(shelf)}
     rows = []
     for stage in made.stages:
-        state = "to run" if stage.key in waiting else "done" if shelf.record(stage.kind, stage.key) else "not needed"
-        if state == "to run" and shelf.is_interrupted(stage.kind, stage.key):
-            state = "to resume"
+        found = shelf.state(stage.kind, stage.key)
+        state = STATES.get(found, found) if stage.key in waiting or found not in STATES else "not needed"
         rows.append((stage, state))
     if as_json:
         stages = [

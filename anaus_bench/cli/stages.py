@@ -47,6 +47,8 @@ class Workshop:
 
         say = Console(stderr=True)
         engine = self.registry.create("executors", self.executor, overrides=self.settings)
+        for stage in stages:
+            self.store.record(stage.kind, stage.key)  # a damaged one is said now, and not after the hours of another
         runner = Runner(self.registry, self.store, console_progress(say, self.quiet), self.device)
         try:
             engine.run(stages, runner)

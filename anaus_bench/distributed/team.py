@@ -20,8 +20,8 @@ from datetime import timedelta
 from typing import Any
 
 from anaus_bench.distributed.group import least
-from anaus_bench.interrupts import handled_by
 from anaus_bench.lazy import torch
+from anaus_bench.machine.interrupts import handled_by
 
 POLL_SECONDS = 0.2
 # Of a collective: longer than the first process takes to save a checkpoint, or to read a corpus onto its device.

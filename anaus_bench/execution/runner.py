@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import datetime
-import errno
-import shutil
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 from anaus_bench.distributed import team as distributed
-from anaus_bench.errors import StoreError
+from anaus_bench.errors import MachineError
 from anaus_bench.execution.device import find_device
 from anaus_bench.execution.job import Job
 from anaus_bench.execution.progress import SilentProgress
 from anaus_bench.execution.provenance import forget_peak, provenance
 from anaus_bench.interfaces import Progress, Stage
+from anaus_bench.machine.failures import as_os_error, explain, is_want_of_memory
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
 
@@ -40,6 +43,7 @@ class Runner:
     device: str = "auto"
     checkpoint_seconds: float = 60.0
     done: list[str] = field(default_factory=list)
+    _told: bool = False
 
     def run(self, stage: Stage) -> Record:
         """Record of the stage; runs it if the store does not hold it. Its inputs must be there.
@@ -54,27 +58,42 @@ class Runner:
             with self.store.claim(
                 stage.kind,
                 stage.key,
-                waiting=lambda: self.progress.note(f"{stage.title}: another process is at work on it; waiting"),
+                waiting=lambda holder: self.progress.note(f"{stage.title}: {holder} is at work on it; waiting"),
             ) as place:
                 record = self.store.record(stage.kind, stage.key)  # another process may have finished it
                 if record is not None:
-                    shutil.rmtree(place.out.parent)
                     return record
+                self._note_locks(place)
                 record = self._execute(stage, place)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            record = self.store.record(stage.kind, stage.key)
+            if record is not None:  # without locks, another process finished it and removed this one's files
+                return record
+            raise self._failed(stage, error) from error
+        except (MemoryError, RuntimeError, SafetensorError) as error:
+            if is_want_of_memory(error):
+                raise MachineError(_memory_advice(stage, self.device)) from error
+            behind = as_os_error(error)
+            if behind is None:
                 raise
-            free = shutil.disk_usage(self.store.root).free / 2**20
-            raise StoreError(
-                f"{stage.title}: no space left in store {str(self.store.root)!r} ({free:.0f} MiB free); free some, or "
-                "pass another --store; finished stages are kept"
-            ) from error
+            raise self._failed(stage, behind) from error
         self.done.append(stage.key)
         try:
             self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
         except Exception as error:  # an extension is anybody's code; the stage is done and published
             self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
         return record
+
+    def _failed(self, stage: Stage, error: OSError) -> MachineError:
+        return MachineError(f"{stage.title}: {explain(error, self.store.root)}; finished stages are kept")
+
+    def _note_locks(self, place: Workplace) -> None:
+        if not (place.locked or self._told):
+            self.progress.note(
+                f"the file system of store {str(self.store.root)!r} has no locks: results are right, but two runs at a "
+                "time may both do the same stage"
+            )
+            self._told = True
 
     def _execute(self, stage: Stage, place: Workplace) -> Record:
         device = find_device(self.device)
@@ -113,6 +132,27 @@ class Runner:
             **provenance(device),
         }
         return self.store.publish(stage.kind, stage.key, place, record)
+
+
+def _memory_advice(stage: Stage, device: str) -> str:
+    """What to do about a stage that found no memory: its device, its batch and the setting of that."""
+    batches = list(_batches(stage.spec))
+    sizes = ", ".join(f"{name}={size}" for name, size in batches)
+    step = f"lower it with --set {batches[0][0]}=..." if batches else "end other programs"
+    where = "" if device == "cpu" else ", pass --device cpu"
+    return (
+        f"{stage.title}: out of memory on device {device!r}{f' with {sizes}' if sizes else ''}; {step}{where}, or use "
+        "a larger machine; finished stages are kept"
+    )
+
+
+def _batches(spec: Mapping[str, Any], *above: str) -> Iterator[tuple[str, Any]]:
+    """Name, as `--set` takes it, and value of each batch size in a stage's settings."""
+    for name, value in spec.items():
+        if name in ("batch", "batch_size") and above:
+            yield ".".join((*above, name)), value
+        elif isinstance(value, Mapping):
+            yield from _batches(value, *above, *([] if name == "settings" else [name]))
 
 
 def follow() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -69,7 +68,6 @@ def export(
         version, difference = _check(form, encoder, fresh / form.file)
         exported = Exported(record["key"], folder / form.file, folder / CARD, form.library, version, difference)
         (fresh / CARD).write_text(model_card(record, encoder, form, exported, store, registry))
-        shutil.copymode(fresh / CARD, fresh / form.file)  # safetensors writes for the owner alone
         if folder.exists():
             folder.rename(Path(private) / "old")
         fresh.rename(folder)

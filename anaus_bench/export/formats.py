@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from anaus_bench.export.names import DETECTRON2, TIMM, TIMM_NAMES, TORCHVISION, renamed
+from anaus_bench.machine.files import save_torch, write_whole
 from anaus_bench.nn.backbones import RESNETS, VITS
 from anaus_bench.nn.encoder import PYRAMID_CHANNELS, Encoder, EncoderCard, load_encoder, save_encoder
 from anaus_bench.nn.vit import GRID, PATCH
@@ -78,7 +79,7 @@ def _read_safetensors(encoder: Encoder, path: Path, images: Tensor) -> Mapping[s
 
 
 def _write_torchvision(encoder: Encoder, path: Path) -> None:
-    torch.save(renamed(encoder.state_dict(), TORCHVISION), path)
+    save_torch(path, renamed(encoder.state_dict(), TORCHVISION))
 
 
 def _read_torchvision(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:
@@ -99,7 +100,7 @@ def _read_torchvision(encoder: Encoder, path: Path, images: Tensor) -> Mapping[s
 
 
 def _write_timm(encoder: Encoder, path: Path) -> None:
-    safetensors.torch.save_file(renamed(encoder.state_dict(), TIMM), path)
+    write_whole(path, safetensors.torch.save(renamed(encoder.state_dict(), TIMM)))
 
 
 def _read_timm(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:
@@ -126,7 +127,7 @@ def _write_detectron2(encoder: Encoder, path: Path) -> None:
     ]
     model = renamed(encoder.state_dict(), [*DETECTRON2, *pyramid])
     # With the heuristics a name matches by its end: `res2.0...` is found at `backbone.bottom_up.res2.0...`.
-    torch.save({"model": model, "__author__": "anaus-bench", "matching_heuristics": True}, path)
+    save_torch(path, {"model": model, "__author__": "anaus-bench", "matching_heuristics": True})
 
 
 def _read_detectron2(encoder: Encoder, path: Path, images: Tensor) -> Mapping[str, Tensor]:

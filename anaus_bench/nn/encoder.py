@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anaus_bench.errors import SettingsError, WeightsError
+from anaus_bench.machine.files import write_whole
 from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.nn.vit import SimplePyramid, ViT
 from anaus_bench.nn.weights import IMAGENET, load_weights
@@ -180,7 +181,7 @@ class EncoderCard:
 def save_encoder(path: Path, encoder: Encoder, card: EncoderCard) -> None:
     """Writes weights as safetensors with the card in the metadata."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata={"card": json.dumps(asdict(card))})
+    write_whole(path, safetensors.torch.save(state, metadata={"card": json.dumps(asdict(card))}))
 
 
 def load_encoder(path: Path) -> Encoder:

@@ -11,6 +11,7 @@ import safetensors.torch
 from torch import nn
 
 from anaus_bench.errors import WeightsError
+from anaus_bench.machine.files import write_whole
 from anaus_bench.nn.encoder import EncoderCard
 
 
@@ -37,7 +38,7 @@ class NetworkCard:
 def save_network(path: Path, network: nn.Module, card: NetworkCard) -> None:
     """Writes weights and card."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(state, path, metadata={"card": json.dumps(asdict(card))})
+    write_whole(path, safetensors.torch.save(state, metadata={"card": json.dumps(asdict(card))}))
 
 
 def read_card(path: Path) -> NetworkCard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anaus_bench.errors import WeightsError
+from anaus_bench.machine.files import file_digest, written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,12 +122,6 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def file_digest(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def weights_folder() -> Path:
     """Where downloads are kept: `ANAUS_WEIGHTS`, else a folder of the user's cache."""
     return Path(os.environ.get("ANAUS_WEIGHTS", Path.home() / ".cache" / "anaus-bench" / "weights"))
@@ -162,20 +156,17 @@ def _official(published: PublishedWeights) -> Path:
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with urllib.request.urlopen(published.url, timeout=30) as response, partial.open("wb") as stream:
+        with urllib.request.urlopen(published.url, timeout=30) as response, written_whole(path) as stream:
             while block := response.read(1 << 20):
                 stream.write(block)
-        _check_digest(partial, published)
-        os.replace(partial, path)
+            stream.flush()
+            _check_digest(Path(stream.name), published)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         raise WeightsError(
             f"{published.title} cannot be downloaded from {published.url} ({error}); fetch {published.file_name} on a "
             f"machine with internet and put it into {path.parent}, or give its path"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

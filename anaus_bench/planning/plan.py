@@ -6,6 +6,7 @@ share stages by key. Planning reads settings, file names and sizes; it imports n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,11 +53,18 @@ class Plan:
 
 
 def pending(targets: Sequence[Stage], store: Store) -> list[Stage]:
-    """Stages that must run for `targets` to be in the store, inputs first; not those that only finished ones need."""
+    """Stages that must run for `targets` to be in the store, inputs first; not those that only finished ones need.
+
+    Removes what kills left over of those that are finished.
+    """
     needed: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
-        if stage.key in needed or store.record(stage.kind, stage.key) is not None:
+        if stage.key in needed:
+            return
+        if store.state(stage.kind, stage.key) == "done":
+            with contextlib.suppress(OSError):  # a store that cannot be written keeps what a kill left over
+                store.tidy(stage.kind, stage.key)
             return
         for below in stage.inputs.values():
             visit(below)

@@ -14,12 +14,27 @@ _TO_MASKS = (("predict", "fold0"), ("finetune", "finetune"), ("pretrain", "pretr
 
 def mask_scores(store: Store, record: Record) -> dict[str, float]:
     """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
-    below: Record | None = record
+    masks, _ = masks_below(store, record)
+    return {} if masks is None else dict(masks["result"]["scores"])
+
+
+def masks_below(store: Store, record: Record) -> tuple[Record | None, str | None]:
+    """Record of the masks behind a `score` record, and the stage on the way to it whose record is lost or damaged."""
+    below = record
     for kind, role in _TO_MASKS:
-        if kind == "finetune" and below is not None and role not in below["inputs"]:
-            continue
-        below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
-    return {} if below is None else dict(below["result"]["scores"])
+        if role not in below["inputs"]:
+            if kind == "finetune":
+                continue
+            return None, None
+        key = below["inputs"][role]
+        try:
+            found = store.record(kind, key)
+        except StoreError:
+            return None, f"damaged: {kind} {key}"
+        if found is None:
+            return None, f"not in the store: {kind} {key}"
+        below = found
+    return below, None
 
 
 def find_record(store: Store, key: str) -> Record:
@@ -32,6 +47,9 @@ def find_record(store: Store, key: str) -> Record:
     found = [record for record in records if record["key"].startswith(key)]
     if len(found) == 1:
         return found[0]
+    for other, fault in store.damaged("pretrain").items():
+        if other.startswith(key) and not found:
+            raise StoreError(fault)
     latest = "; ".join(f"{record['key']} {record['title']}" for record in (found or records)[-5:]) or "none"
     if found:
         raise StoreError(f"{key!r} begins the keys of {len(found)} encoders; give more of it (latest: {latest})")

@@ -11,7 +11,7 @@ from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Metric
 from anaus_bench.planning.specs import ScoreSpec
 from anaus_bench.registry import Registry
-from anaus_bench.results.lineage import mask_scores
+from anaus_bench.results.lineage import mask_scores, masks_below
 from anaus_bench.store import Record, Store
 
 LABELS = ("method", "masks", "corpus", "backbone", "preset", "protocol", "seed", "settings")
@@ -55,6 +55,10 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
             tables.append(_task_table(records, store, registry.get("tasks", task).metrics))
         except PluginError as error:  # such as a task of a file that is not given this time
             tables.append(Table(task, ("not shown",), ((str(error),),)))
+    damaged = store.damaged("score")
+    if damaged:
+        rows = tuple((f"damaged: {key}", fault) for key, fault in damaged.items())
+        tables.append(Table("not shown", ("key", "what to do"), rows))
     return tables
 
 
@@ -103,6 +107,7 @@ def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metri
     task, phantom = _task(records[0]), records[0]["phantom"]
     labels = [name for name in LABELS if any(record["labels"].get(name, "-") != "-" for record in records)]
     ious = {record["key"]: mask_scores(store, record).get(MASK_IOU.key) for record in records}
+    gaps = {gap: None for record in records if (gap := masks_below(store, record)[1]) is not None}
     quality = (MASK_IOU,) if any(iou is not None for iou in ious.values()) else ()
     rows = [
         (
@@ -119,5 +124,9 @@ def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metri
         f"{task} [phantom]" if phantom else task,
         (*labels, "key", *(heading_of(metric) for metric in (*quality, *metrics))),
         tuple(rows),
-        (*mark, f"mean ± standard deviation over {'/'.join(map(str, folds))} folds."),
+        (*mark, f"mean ± standard deviation over {'/'.join(map(str, folds))} folds.", *map(_gap_note, gaps)),
     )
+
+
+def _gap_note(gap: str) -> str:
+    return f"{gap}; the {MASK_IOU.title} of cells that rest on it is not shown, see `anaus-bench doctor`."

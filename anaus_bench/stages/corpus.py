@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from anaus_bench.corpus.packed import Entry, letterbox, write_index
 from anaus_bench.interfaces import Dataset, Index, Sample, StageContext, StageInputs
-from anaus_bench.parallel import batches, in_processes
+from anaus_bench.machine.parallel import batches, in_processes
 from anaus_bench.planning.specs import CorpusSpec, DatasetSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.inputs import check_unchanged, folder_of
+from anaus_bench.store.resumable import ResumableArray
 
 PART = 256  # images per part; parts run over clips in order, so that videos are decoded once
 POOL_FROM = 2000  # images from which starting worker processes pays
@@ -33,48 +30,33 @@ def run(spec: CorpusSpec, inputs: StageInputs, ctx: StageContext, registry: Regi
     structures = list(dict.fromkeys(name for dataset, _ in opened for name in dataset.structures))
     classes = [f"{dataset.name}:{name}" for dataset, _ in opened for name in dataset.classes]
     shape = (sum(len(index.samples) for _, index in opened), spec.size, spec.size)
-    held = ctx.resume / "boxes.json"
-    paths = [ctx.resume / f"{name}.npy" for name in ["images", *(["truth"] if structures else [])]]
-    kept = held.exists() and all(path.exists() for path in paths)
-    boxes: list[Box] = [tuple(box) for box in json.loads(held.read_text())] if kept else []
-    if not kept:
-        for path in paths:
-            open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-            reserve(path)
+    images: ResumableArray[Box] = ResumableArray(ctx, "images.npy", shape)
+    truth: ResumableArray[None] | None = ResumableArray(ctx, "truth.npy", shape) if structures else None
+    done = min(len(images.facts), len(truth.facts) if truth else shape[0])
     entries: list[Entry] = []
-    kept_at = time.monotonic()
-    with ctx.progress.track("pack", shape[0], done=len(boxes)) as tracker:
+    with ctx.progress.track("pack", shape[0], done=done) as tracker:
         for dataset, index in opened:
             first = len(entries)
             entries += [_entry(sample, dataset, classes) for sample in index.samples]
             source = (spec.datasets[dataset.name], index.root, registry.files)
-            work = functools.partial(_pack, source, ctx.resume, structures, first)
-            left = [part for part in batches(len(index.samples), PART) if first + part.start >= len(boxes)]
+            work = functools.partial(_pack, source, ctx.out, structures, first)
+            left = [part for part in batches(len(index.samples), PART) if first + part.stop > done]
+            if left:
+                images.forget(first + left[0].start)
+                if truth:
+                    truth.forget(first + left[0].start)
             in_pool = sum(part.stop - part.start for part in left) >= POOL_FROM
             for part, found in zip(left, in_processes(work, left) if in_pool else map(work, left), strict=True):
-                boxes += found
-                if time.monotonic() - kept_at >= ctx.checkpoint_seconds:
-                    _keep(held, boxes)
-                    kept_at = time.monotonic()
-                tracker.advance(len(boxes), images=part.stop - part.start, waited=0.0)
-    for path in paths:
-        os.replace(path, ctx.out / path.name)
+                if truth:
+                    truth.add([None] * len(found))
+                images.add(found)
+                tracker.advance(len(images.facts), images=part.stop - part.start, waited=0.0)
+    boxes = [(top, left, height, width) for top, left, height, width in images.facts]
     entries = [dataclasses.replace(entry, box=box) for entry, box in zip(entries, boxes, strict=True)]
     annotated = {dataset.name: tuple(structures.index(s) + 1 for s in dataset.structures) for dataset, _ in opened}
     phantom = any(index.phantom for _, index in opened)
     write_index(ctx.out, entries, structures, annotated, classes, phantom)
     return {"images": len(entries), "phantom": phantom}
-
-
-def reserve(path: Path) -> None:
-    """Takes the file's whole space now: a full disk is then an error here, and not a crash at some later page.
-
-    Raises:
-        OSError: No space left.
-    """
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
 def _open(name: str, spec: DatasetSpec, root: Path, registry: Registry) -> tuple[Dataset[Any], Index]:
@@ -112,8 +94,9 @@ def _pack(
     for row, sample in enumerate(index.samples[part], start=first + part.start):
         picture = dataset.read(index, sample)
         images[row], box = letterbox(picture.image, images.shape[1], labels=False)
-        if truth is not None and picture.mask is not None:
-            truth[row], _ = letterbox(ids[picture.mask], images.shape[1], labels=True)
+        if truth is not None:
+            mask = picture.mask
+            truth[row] = 0 if mask is None else letterbox(ids[mask], images.shape[1], labels=True)[0]
         boxes.append(box)
     return boxes
 
@@ -123,9 +106,3 @@ def _opened(spec: str, root: Path, files: tuple[Path, ...]) -> tuple[Dataset[Any
     """The data set, once per worker process."""
     dataset: Dataset[Any] = Registry(files).build(DatasetSpec.model_validate_json(spec))
     return dataset, dataset.scan(root)
-
-
-def _keep(path: Path, boxes: Sequence[Box]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(boxes))
-    os.replace(partial, path)

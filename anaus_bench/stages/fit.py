@@ -11,6 +11,7 @@ from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import LearnedSource, StageContext, StageInputs
+from anaus_bench.machine.files import write_whole
 from anaus_bench.planning.specs import FitSpec
 from anaus_bench.registry import Registry
 
@@ -24,6 +25,6 @@ def run(spec: FitSpec, inputs: StageInputs, ctx: StageContext, registry: Registr
     if "audit" in inputs.folders:
         pairs = pairs.take(without_overlap(pairs, inputs.folders["audit"]))
     state = source.fit(pairs, ctx)
-    safetensors.torch.save_file(dict(state), ctx.out / "state.safetensors")
+    write_whole(ctx.out / "state.safetensors", safetensors.torch.save(dict(state)))
     (ctx.out / "structures.json").write_text(json.dumps(pairs.structures))
     return {"pairs": len(pairs), **source.describe()}

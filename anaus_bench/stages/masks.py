@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import PackedCorpus, open_corpus
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import ImageSource, MaskSource, PartitionSource, StageContext, StageInputs, StoredSource
+from anaus_bench.machine.files import write_rows
+from anaus_bench.machine.parallel import batches, in_processes
 from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
-from anaus_bench.parallel import batches, in_processes
 from anaus_bench.planning.specs import MasksSpec
 from anaus_bench.registry import PluginSpec, Registry
-from anaus_bench.rows import write_rows
-from anaus_bench.stages.corpus import reserve
 from anaus_bench.stages.inputs import ready_source
+from anaus_bench.store.resumable import ResumableArray
 
 BATCH = 16
 POOL_FROM = 200  # images from which starting worker processes pays
@@ -42,23 +38,27 @@ def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
     corpus = open_corpus(inputs.folders["corpus"])
     source = ready_source(registry.build(spec.masks), inputs.folders.get("fit"), ctx.device)
     source.check(corpus)
-    held = _Held(ctx.resume, corpus, ctx.checkpoint_seconds)
-    parts = list(batches(len(corpus), BATCH))[held.done :]
+    maps: ResumableArray[Row] = ResumableArray(ctx, "label_maps.npy", corpus.images.shape)
+    parts = [part for part in batches(len(corpus), BATCH) if part.stop > len(maps.facts)]
+    start = parts[0].start if parts else len(corpus)
+    maps.forget(start)
     if isinstance(source, PartitionSource | StoredSource) and len(corpus) >= POOL_FROM:
         found = _in_processes(spec.masks, registry.files, inputs.folders["corpus"], parts)
     else:
         found = (_segmented(source, corpus, part, ctx.device) for part in parts)
-    start = held.done * BATCH
     with ctx.progress.track(f"{source.name} masks", len(corpus), done=start) as tracker:
-        for part, (maps, rows) in zip(parts, found, strict=True):
-            held.add(part, maps, rows)
+        for part, (made, rows) in zip(parts, found, strict=True):
+            maps.rows[part] = made
+            maps.add(rows)
             tracker.advance(part.stop, images=part.stop - part.start, waited=0.0)
-    scores = summarise(held.rows)
+    scores = summarise(maps.facts)
     if isinstance(source, ImageSource):
         scores |= _stability(source, corpus, ctx.device)
-    if single := sum(row["single_region"] == 1 for row in held.rows):
+    if single := sum(row["single_region"] == 1 for row in maps.facts):
         ctx.progress.note(f"{source.name}: {single} of {len(corpus)} images are one region; regions.csv marks them")
-    held.publish(ctx.out, [entry.sample_id for entry in corpus.entries])
+    maps.rows.flush()
+    ids = [entry.sample_id for entry in corpus.entries]
+    write_rows(ctx.out / "regions.csv", [{"sample_id": i, **row} for i, row in zip(ids, maps.facts, strict=True)])
     return {"scores": scores, **source.describe()}
 
 
@@ -72,41 +72,6 @@ def _stability(source: ImageSource[Any], corpus: PackedCorpus, device: torch.dev
 
     rows = stability(segment, corpus.images[chosen], corpus.boxes()[chosen])
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-class _Held:
-    """Label maps and scores made so far, kept on disk between runs."""
-
-    def __init__(self, folder: Path, corpus: PackedCorpus, save_seconds: float) -> None:
-        self.maps_path, self.rows_path = folder / "label_maps.npy", folder / "rows.json"
-        kept = self.rows_path.exists() and self.maps_path.exists()
-        self.rows: list[Row] = json.loads(self.rows_path.read_text()) if kept else []
-        mode = "r+" if self.rows else "w+"
-        self.maps = open_memmap(self.maps_path, mode=mode, dtype=np.uint8, shape=corpus.images.shape)
-        if not kept:
-            reserve(self.maps_path)
-        self.save_seconds, self.saved_at = save_seconds, time.monotonic()
-
-    @property
-    def done(self) -> int:
-        """Finished batches."""
-        return len(self.rows) // BATCH
-
-    def add(self, part: slice, maps: NDArray[np.uint8], rows: list[Row]) -> None:
-        self.maps[part] = maps
-        self.rows += rows
-        if len(self.rows) % BATCH == 0 and time.monotonic() - self.saved_at >= self.save_seconds:
-            self.maps.flush()  # the maps first: a row says that its map is there
-            partial = self.rows_path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.rows))
-            os.replace(partial, self.rows_path)
-            self.saved_at = time.monotonic()
-
-    def publish(self, out: Path, sample_ids: Sequence[str]) -> None:
-        self.maps.flush()
-        os.replace(self.maps_path, out / "label_maps.npy")
-        rows = [{"sample_id": name, **row} for name, row in zip(sample_ids, self.rows, strict=True)]
-        write_rows(out / "regions.csv", rows)
 
 
 def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, device: torch.device) -> Part:

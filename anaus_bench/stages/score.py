@@ -9,9 +9,9 @@ import numpy as np
 
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import Protocol, StageContext, StageInputs
+from anaus_bench.machine.files import write_rows
 from anaus_bench.planning.specs import ScoreSpec
 from anaus_bench.registry import Registry
-from anaus_bench.rows import write_rows
 from anaus_bench.stages.inputs import open_task
 
 

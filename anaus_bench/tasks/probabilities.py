@@ -12,8 +12,8 @@ import numpy as np
 
 from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold
+from anaus_bench.machine.files import write_rows
 from anaus_bench.metrics import classification as metrics
-from anaus_bench.rows import write_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

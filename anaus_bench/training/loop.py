@@ -7,7 +7,6 @@ A step must be a function of its number and of the stateful objects alone. The l
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,8 @@ from anaus_bench.distributed.group import greatest, least, mean_over_processes, 
 from anaus_bench.distributed.team import is_first
 from anaus_bench.errors import TrainingError
 from anaus_bench.interfaces import StageContext
-from anaus_bench.interrupts import deferred
+from anaus_bench.machine.files import save_torch, write_whole
+from anaus_bench.machine.interrupts import deferred
 from anaus_bench.seeds import stream
 
 LOG_EVERY = 20
@@ -215,7 +215,7 @@ def _reporter(ctx: StageContext, label: str, batch: Callable[[int], Mapping[str,
             process = f"_process{rank()}" if world_size() > 1 else ""
             path = ctx.resume / f"{label.replace(' ', '_')}_step{step}{process}.safetensors"
             tensors = {name: value.detach().cpu().clone() for name, value in batch(step - 1).items()}
-            safetensors.torch.save_file(tensors, path)
+            write_whole(path, safetensors.torch.save(tensors))
             written = f"; its batch is in {str(path)!r}"
         parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "step")
         return TrainingError(
@@ -227,9 +227,7 @@ def _reporter(ctx: StageContext, label: str, batch: Callable[[int], Mapping[str,
 
 
 def _save(path: Path, run: _Run, stateful: Mapping[str, Stateful]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save({"run": vars(run), "state": {name: holder.state_dict() for name, holder in stateful.items()}}, partial)
-    os.replace(partial, path)
+    save_torch(path, {"run": vars(run), "state": {name: holder.state_dict() for name, holder in stateful.items()}})
 
 
 def _load(path: Path, stateful: Mapping[str, Stateful], device: torch.device) -> _Run:

@@ -17,10 +17,10 @@ from anaus_bench.distributed.group import own_rows, world_size
 from anaus_bench.distributed.team import joined, processes
 from anaus_bench.errors import LabelError, SettingsError
 from anaus_bench.interfaces import Objective, StageContext
+from anaus_bench.machine.files import write_rows
+from anaus_bench.machine.parallel import batches
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.nn.synced_norm import synchronise
-from anaus_bench.parallel import batches
-from anaus_bench.rows import write_rows
 from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.training.lars import LARS, parameter_groups
 from anaus_bench.training.loop import Clock, train

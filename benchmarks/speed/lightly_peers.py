@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from anaus_bench.parallel import cores
+from anaus_bench.machine.parallel import cores
 from anaus_bench.registry import Registry
 from benchmarks.speed.training import DISTINCT, Run, alternate, generated_corpus
 

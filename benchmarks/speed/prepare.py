@@ -16,7 +16,7 @@ from PIL import Image
 
 from anaus_bench.interfaces import StageInputs
 from anaus_bench.kit.synthetic import silent_context
-from anaus_bench.parallel import cores
+from anaus_bench.machine.parallel import cores
 from anaus_bench.registry import Registry
 from anaus_bench.simulator.phantoms import clips
 from anaus_bench.stages import corpus

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import LearnedSource
 from anaus_bench.lazy import F, nn, torch
+from anaus_bench.machine.parallel import batches
 from anaus_bench.nn.weights import IMAGENET, weights_identity
-from anaus_bench.parallel import batches
 from anaus_bench.settings.base import Settings
 from anaus_bench.settings.core import PretrainSettings
 from anaus_plugins.objectives.slotcon import STRIDE, SlotCon, SlotConSettings

@@ -18,9 +18,9 @@ from pydantic import Field
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Case, Fold, Protocol, StageContext
 from anaus_bench.lazy import F, Image, nn, torch
+from anaus_bench.machine.files import write_rows
+from anaus_bench.machine.parallel import batches
 from anaus_bench.nn.backbones import PARAMETERS
-from anaus_bench.parallel import batches
-from anaus_bench.rows import write_rows
 from anaus_bench.seeds import stream
 from anaus_bench.settings.base import Settings
 from anaus_bench.tasks.classification import ClassificationTask

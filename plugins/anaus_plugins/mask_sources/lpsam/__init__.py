@@ -14,7 +14,8 @@ from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import LearnedSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.nn.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
+from anaus_bench.machine.files import file_digest
+from anaus_bench.nn.weights import SAM_VIT_B, load_weights, read_state, weights_identity
 from anaus_bench.seeds import stream
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 

@@ -23,7 +23,7 @@ from anaus_bench.corpus.pixels import resample, resample_labels
 from anaus_bench.corpus.view import Crop
 from anaus_bench.errors import DataError
 from anaus_bench.interfaces import StageContext
-from anaus_bench.parallel import batches
+from anaus_bench.machine.parallel import batches
 from anaus_bench.seeds import stream
 from anaus_bench.training.loop import train
 from anaus_plugins.mask_sources.lpsam.network import LPSAMNetwork

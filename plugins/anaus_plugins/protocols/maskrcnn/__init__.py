@@ -12,8 +12,8 @@ import numpy as np
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Case, Fold, Protocol, StageContext
 from anaus_bench.lazy import torch
+from anaus_bench.machine.files import write_rows
 from anaus_bench.nn.backbones import PARAMETERS
-from anaus_bench.rows import write_rows
 from anaus_bench.tasks.instances import Instances, encode_rle, write_predictions
 from anaus_bench.tasks.segmentation import SegmentationTask
 from anaus_bench.training.batching import batch_indices, step_generator, steps_per_epoch
