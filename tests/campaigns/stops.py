@@ -38,7 +38,8 @@ from anaus_bench.interfaces import Stage
 from anaus_bench.planning.plan import pending
 from anaus_bench.planning.planner import make_plan, masks_stage
 from anaus_bench.registry import Registry
-from anaus_bench.store import MARKER, RECORD, Store
+from anaus_bench.store import MARKER, Store
+from anaus_bench.store.records import RECORD
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE)

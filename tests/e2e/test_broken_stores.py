@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from anaus_bench.store import MARKER, RECORD, Store
+from anaus_bench.store import MARKER, Store
+from anaus_bench.store.records import RECORD
 from tests.e2e.conftest import Command, Outcome
 from tests.e2e.test_bad_input import refused
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.planning.specs import CorpusSpec, DatasetSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.corpus import run
 from anaus_bench.store.resumable import ResumableArray
@@ -106,15 +107,15 @@ def test_damaged_rows_of_a_corpus_are_packed_anew_also_where_images_have_no_mask
         roots[name] = tmp_path / name
         roots[name].mkdir()
         dataset.write_phantoms(roots[name], 4, 48, 0)
-        spec[name] = registry.spec("datasets", dataset)
+        spec[name] = DatasetSpec(**dict(registry.spec("datasets", dataset)))
     inputs, ctx = StageInputs({}, roots), stage_context(checkpoint_seconds=0)
-    run({"size": 32, "datasets": spec}, inputs, ctx, registry)
+    run(CorpusSpec(size=32, datasets=spec), inputs, ctx, registry)
     expected = np.load(ctx.out / "truth.npy")
     truth = np.load(ctx.out / "truth.npy", mmap_mode="r+")
     truth[:, 0, 0] ^= 1
     truth.flush()
 
-    run({"size": 32, "datasets": spec}, inputs, ctx, registry)
+    run(CorpusSpec(size=32, datasets=spec), inputs, ctx, registry)
 
     assert not expected[-1].any()
     assert np.array_equal(np.load(ctx.out / "truth.npy"), expected)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from anaus_bench.errors import StoreError
-from anaus_bench.store import FORMAT, MARKER, RECORD, Store, is_marked
+from anaus_bench.store import FORMAT, MARKER, Store, is_marked
+from anaus_bench.store.records import RECORD
 from tests.campaigns.starters import start_together
 
 KEY = "0123456789abcdef"
