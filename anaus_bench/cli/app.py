@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.data import data_app
 from anaus_bench.cli.doctor import doctor
 from anaus_bench.cli.export import export
 from anaus_bench.cli.masks import masks_app
 from anaus_bench.cli.plugins import list_plugins, show
+from anaus_bench.cli.printing import warn
 from anaus_bench.cli.results import table
 from anaus_bench.cli.run import plan, run
 from anaus_bench.distributed import team as distributed
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: user errors are one line on standard error and exit code 2; see `distributed` for `torchrun`."""
     # SIGTERM (a scheduler's preemption) leaves the same resumable state as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         with distributed.team():
             if distributed.is_first():
@@ -40,14 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 follow()
     except AnausError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        warn(f"error: {error}")
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        text = (
-            f"error: {str(error.filename)!r} cannot be read or written ({error.strerror}); check --store and --output"
-        )
-        Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+        warn(f"error: {str(error.filename)!r} cannot be read or written ({error.strerror}); check --store and --output")
         sys.exit(2)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, PluginFiles, StorePath
-from anaus_bench.cli.printing import print_json, print_table
+from anaus_bench.cli.printing import print_json, print_table, say
 from anaus_bench.errors import SettingsError
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import check_known
@@ -38,6 +38,7 @@ def table(
         raise SettingsError(f"store {str(store)!r} has no results yet; run a cell with `anaus-bench run`")
     for number, made in enumerate(tables):
         if form == "markdown":
-            print(("\n" if number else "") + markdown(made))
+            for line in [*([""] if number else []), *markdown(made).split("\n")]:
+                say(line)
         else:
             print_table(made)
