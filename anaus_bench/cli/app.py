@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 import typer
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 follow()
     except AnausError as error:
+        if os.environ.get("ANAUS_TRACEBACK"):  # for authors of plugins
+            traceback.print_exc()
         warn(f"error: {error}")
         sys.exit(2)
     except BrokenPipeError:

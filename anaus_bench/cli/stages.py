@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from anaus_bench.cli.printing import print_json, say, warn
+from anaus_bench.errors import PluginError
 from anaus_bench.execution.progress import console_progress
 from anaus_bench.interfaces import Stage
 from anaus_bench.planning.plan import pending
@@ -56,6 +57,11 @@ class Workshop:
                 f"{str(self.store.root)!r}. Run the same command again to go on"
             )
             raise typer.Exit(130) from None
+        if left_out := pending(stages, self.store):
+            raise PluginError(
+                f"executor {self.executor!r} left {len(left_out)} of {len(stages)} stages out, the first of them "
+                f"{left_out[0].title!r}; expected all to be run"
+            )
 
     def make(self, stage: Stage) -> None:
         """Runs one stage with all it rests on, as far as they are missing."""

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from anaus_bench.distributed import team as distributed
-from anaus_bench.errors import StoreError
+from anaus_bench.errors import PluginError, StoreError
 from anaus_bench.execution.device import find_device
 from anaus_bench.execution.progress import SilentProgress
 from anaus_bench.execution.provenance import machine, peak_memory, source_state, versions
 from anaus_bench.interfaces import Progress, Stage, StageContext, StageInputs
+from anaus_bench.interfaces.guard import plugin_code
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
 
@@ -72,9 +73,10 @@ class Runner:
             ) from error
         self.done.append(stage.key)
         try:
-            self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
-        except Exception as error:  # an extension is anybody's code; the stage is done and published
-            self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
+            with plugin_code("an extension"):
+                self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
+        except (PluginError, OSError) as error:  # the stage is done and published
+            self.progress.note(f"after {stage.title}: {error}")
         return record
 
     def _execute(self, stage: Stage, place: Workplace) -> Record:

@@ -16,7 +16,6 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import PackedCorpus, open_corpus
-from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
 from anaus_bench.parallel import batches, in_processes
@@ -116,11 +115,6 @@ def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, devic
         images = torch.tensor(corpus.images[part])[:, None].to(device)
         given = torch.tensor(truth).to(device) if source.needs_truth else None
         maps = source.segment(images, given).cpu().numpy()
-    if maps.dtype != np.uint8 or maps.shape != corpus.images[part].shape:
-        raise PluginError(
-            f"mask source {source.name!r} returned {maps.dtype} of shape {maps.shape}; expected label maps, uint8 of "
-            f"shape {corpus.images[part].shape}: at most 256 regions, ids from 0"
-        )
     return maps, score_masks(maps, truth, corpus.boxes()[part])
 
 
