@@ -17,7 +17,7 @@ PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
 
 # The rooms of the core, the ground first: each imports only those before it.
 LAYERS = [
-    *("errors", "lazy", "seeds", "rows", "parallel"),
+    *("errors", "lazy", "seeds", "rows", "artifacts", "parallel"),
     *("metrics", "pictures", "distributed", "settings", "simulator"),
     *("corpus", "nn", "interfaces", "hookspecs", "registry", "store"),
     *("datasets", "training", "tasks", "cells", "planning", "stages", "execution"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
+from anaus_bench.artifacts import damaged, read_json
 from anaus_bench.errors import CountMismatch
 from anaus_bench.interfaces import Dataset, Index, MaskSource, StageInputs, Task
 from anaus_bench.registry import Registry
@@ -49,6 +50,11 @@ def open_task(
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
     """The mask source with the state of its `fit` stage loaded, if it is learned."""
     if fit is not None:
-        structures = json.loads((fit / "structures.json").read_text())
-        source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
+        structures = read_json(fit / "structures.json", list[str])
+        path = fit / "state.safetensors"
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise damaged(path, str(error)) from error
+        source.load(state, structures, device)
     return source

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
+from anaus_bench.artifacts import read_array
 from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.corpus.view import View
 from anaus_bench.datasets.audit import without_overlap
@@ -33,7 +33,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     if objective.trains:
         corpus = open_corpus(inputs.folders["corpus"])
         masks = inputs.folders.get("masks")
-        label_maps = np.load(masks / "label_maps.npy", mmap_mode="r") if masks is not None else None
+        label_maps = read_array(masks / "label_maps.npy", corpus.images.shape) if masks else None
         settings = PretrainSettings.model_validate(spec["pretrain"])
         view = objective.views(settings.size)[0]
         kept = without_overlap(corpus, inputs.folders.get("audit"))

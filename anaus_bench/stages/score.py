@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from anaus_bench.datasets.audit import read_audit
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import StageContext, StageInputs
 from anaus_bench.registry import Registry
@@ -23,9 +23,9 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     write_rows(ctx.out / "images.csv", scores.rows)
     notes = scores.notes
     if "audit" in inputs.folders:
-        found = json.loads((inputs.folders["audit"] / "audit.json").read_text())
-        left_out = ", which were left out of it" if found["overlap"] == "exclude" else ""
-        notes = [*notes, f"{found['images']} test images have a near-duplicate in the corpus{left_out}"]
+        found = read_audit(inputs.folders["audit"])
+        left_out = ", which were left out of it" if found.overlap == "exclude" else ""
+        notes = [*notes, f"{found.images} test images have a near-duplicate in the corpus{left_out}"]
     keys = list(scores.folds[0])
     values = {key: np.array([fold[key] for fold in scores.folds], dtype=float) for key in keys}
     return {

@@ -7,7 +7,6 @@ augmentation are those of the scripts the protocol stems from (USCL, Meta-USCL).
 from __future__ import annotations
 
 import copy
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast
 import numpy as np
 from pydantic import Field
 
+from anaus_bench.artifacts import damaged
 from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, StageContext, Task
 from anaus_bench.lazy import F, Image, nn, torch
@@ -24,6 +24,7 @@ from anaus_bench.metrics import classification as metrics
 from anaus_bench.parallel import batches
 from anaus_bench.rows import write_rows
 from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.predicted import read_predicted
 from anaus_bench.training.batching import batch_indices, encoder_card, step_generator, steps_per_epoch
 
 if TYPE_CHECKING:
@@ -141,12 +142,12 @@ class ClassificationTask(Task[ClassificationSettingsT]):
     def draw(self, case: Case, predictions: Path) -> tuple[None, None, str]:
         """No masks; the true class, and the predicted one with its probability."""
         path = predictions / FILE_NAME
-        row = _by_image(path).get(case.sample.sample_id)
+        row = read_predicted(path).get(case.sample.sample_id)
         if row is None:
             raise _missing(path, case)
-        probabilities = {name.removeprefix("p_"): float(value) for name, value in row.items() if name.startswith("p_")}
+        probabilities = row.probabilities
         best = max(probabilities, key=probabilities.__getitem__)
-        true = list(probabilities)[int(row["y_true"])]
+        true = list(probabilities)[row.y_true]
         return None, None, f"{true}, predicted {best} ({probabilities[best]:.2f})"
 
     def _notes(self, table: _Table, classes: Sequence[str], absent: int) -> list[str]:
@@ -438,25 +439,17 @@ def _label(case: Case, classes: Sequence[str]) -> int:
 
 def _read_table(path: Path, fold: Fold) -> _Table:
     """Predictions of the fold's held-out images, in their order."""
-    by_image = _by_image(path)
+    by_image = read_predicted(path)
     probabilities = []
     for case in fold.test:
         row = by_image.get(case.sample.sample_id)
         if row is None:
             raise _missing(path, case)
-        probabilities.append([float(row[f"p_{name}"]) for name in fold.classes])
+        if row.probabilities.keys() != {*fold.classes}:
+            raise damaged(path, f"its classes are {', '.join(row.probabilities)}, expected {', '.join(fold.classes)}")
+        probabilities.append([row.probabilities[name] for name in fold.classes])
     truth = np.array([_label(case, fold.classes) for case in fold.test], dtype=np.int64)
     return _Table(tuple(case.sample.group_id for case in fold.test), truth, np.array(probabilities))
-
-
-def _by_image(path: Path) -> dict[str, dict[str, str]]:
-    try:
-        with path.open(newline="") as stream:
-            return {row["image_id"]: row for row in csv.DictReader(stream)}
-    except (OSError, KeyError) as error:
-        raise StoreError(
-            f"{path} holds no predictions ({error}); remove its stage from the store and run it again"
-        ) from error
 
 
 def _missing(path: Path, case: Case) -> StoreError:
