@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from anaus_bench.errors import UNPRINTABLE, escape
-from anaus_bench.results.tables import Table
+
+if TYPE_CHECKING:
+    from anaus_bench.results.tables import Table
 
 
 def say(text: str = "", *, dim: bool = False) -> None:

@@ -39,7 +39,8 @@ def require_type(value: Any, declared: Any, what: str) -> None:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = "".join(f"[{part!r}]" for part in first["loc"] if not isinstance(part, str) or part.isidentifier())
-        raise Breach(f"{what}{place} = {shown(first['input'])}", first["msg"].lower()) from None
+        wanted = first["msg"].lower().removeprefix("input should be ")
+        raise Breach(f"{what}{place} = {shown(first['input'])}", wanted) from None
 
 
 @functools.cache

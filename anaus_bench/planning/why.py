@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from anaus_bench.errors import shown
 from anaus_bench.interfaces import Stage, without_locations
 from anaus_bench.settings.base import flatten
 
@@ -23,8 +24,8 @@ def why(stage: Stage, store: Store) -> list[str]:
         theirs = flatten({"spec": without_locations(record["spec"]), "inputs": record["inputs"]})
         fields = sorted(mine.keys() | theirs.keys())
         return [
-            f"{name.removeprefix('spec.')}: {theirs.get(name, 'absent')!r} in {record['key']}, "
-            f"here {mine.get(name, 'absent')!r}"
+            f"{name.removeprefix('spec.')}: {shown(theirs.get(name, 'absent'))} in {record['key']}, "
+            f"here {shown(mine.get(name, 'absent'))}"
             for name in fields
             if mine.get(name) != theirs.get(name)
         ]
