@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from anaus_bench.interfaces import Dataset, Executor, MaskSource, Objective, Stage, Task
+    from anaus_bench.interfaces import Dataset, Executor, MaskSource, Objective, Protocol, Stage, Task
 
 hookspec = pluggy.HookspecMarker("anaus_bench")
 hookimpl = pluggy.HookimplMarker("anaus_bench")
@@ -36,6 +36,11 @@ def anaus_objectives() -> Sequence[type[Objective[Any]]]:
 @hookspec
 def anaus_tasks() -> Sequence[type[Task[Any]]]:
     """Return the task classes this plugin offers."""
+
+
+@hookspec
+def anaus_protocols() -> Sequence[type[Protocol[Any, Any]]]:
+    """Return the classes of protocols, how an encoder is used on a task, that this plugin offers."""
 
 
 @hookspec

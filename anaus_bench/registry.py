@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pluggy
+import pydantic
 
 from anaus_bench import hookspecs
 from anaus_bench.errors import PluginError, shown
@@ -28,7 +29,7 @@ from anaus_bench.interfaces import Plugin
 from anaus_bench.interfaces.breach import require
 from anaus_bench.interfaces.contract import CONTRACTS, check_class
 from anaus_bench.interfaces.guard import guarded, plugin_code, reason
-from anaus_bench.settings.base import Settings, did_you_mean, merge, resolve, split_locations
+from anaus_bench.settings.base import Settings, did_you_mean, location_names, resolve
 
 ResultT = TypeVar("ResultT")
 
@@ -38,8 +39,29 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "mask_sources": ("mask source", "masks"),
     "objectives": ("objective", "objective"),
     "tasks": ("task", "task"),
+    "protocols": ("protocol", "protocol"),
     "executors": ("executor", "executor"),
 }
+
+
+class PluginSpec(pydantic.BaseModel):
+    """What stands for a plugin in a key and suffices to build it again.
+
+    Attributes:
+        kind, name, version: Of the plugin.
+        settings: All of its settings, as JSON.
+        identity: What else shapes its results: digests of weights, and of the file of a plugin given with `--plugin`.
+        locations: Dotted names of the settings that say where a file is; a record does not hold them.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    kind: str
+    name: str
+    version: int
+    settings: dict[str, Any]
+    identity: dict[str, str] = {}
+    locations: tuple[str, ...] = pydantic.Field((), exclude=True)
 
 
 class Registry:
@@ -62,6 +84,7 @@ class Registry:
             for entry in _once(installed.select(group=f"anaus_bench.{kind}")):
                 owners.setdefault(entry.name, []).append(entry)
         self._loaded: dict[tuple[str, str], type[Plugin[Any]]] = {}
+        self._digests: dict[tuple[str, str], dict[str, str]] = {}
         for file in self.files:
             self._add_file(file)
 
@@ -92,23 +115,21 @@ class Registry:
             settings = resolve(cls.settings_class, section, preset, overrides)
         return self._make(kind, cls, settings)
 
-    def spec(self, kind: str, plugin: Plugin[Any]) -> dict[str, Any]:
-        """What stands for a plugin in a key and suffices to build it again (`build`); keys leave out `locations`."""
-        settings, locations = split_locations(plugin.settings)
-        return {
-            "kind": kind,
-            "name": plugin.name,
-            "version": plugin.version,
-            "settings": settings,
-            "identity": plugin.identity(),
-            **({"locations": locations} if locations else {}),
-        }
+    def spec(self, kind: str, plugin: Plugin[Any]) -> PluginSpec:
+        """What stands for a plugin in a key and suffices to build it again."""
+        return PluginSpec(
+            kind=kind,
+            name=plugin.name,
+            version=plugin.version,
+            settings=plugin.settings.model_dump(mode="json"),
+            identity=plugin.identity() | self._digests.get((kind, plugin.name), {}),
+            locations=location_names(plugin.settings),
+        )
 
-    def build(self, spec: Mapping[str, Any]) -> Any:
+    def build(self, spec: PluginSpec) -> Any:
         """The plugin of a `spec`."""
-        cls = self.get(spec["kind"], spec["name"])
-        settings = cls.settings_class.model_validate(merge(spec["settings"], spec.get("locations", {})))
-        return self._make(spec["kind"], cls, settings)
+        cls = self.get(spec.kind, spec.name)
+        return self._make(spec.kind, cls, cls.settings_class.model_validate(spec.settings))
 
     def extensions(self) -> pluggy.PluginManager:
         """Manager of the hooks that everyone may answer (group `anaus_bench.extensions`, and plugin files).
@@ -165,12 +186,13 @@ class Registry:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         _loaded(f"plugin file {str(file)!r}", lambda: loader.exec_module(module))
-        added = 0
+        added, digest = 0, hashlib.sha256(file.read_bytes()).hexdigest()
         for kind, (title, _) in KINDS.items():
             for cls in self._offered(module, kind):
                 if cls.name in self.names(kind):
                     raise PluginError(f"plugin file {str(file)!r}: {title} {cls.name!r} is installed; rename yours")
                 self._loaded[kind, cls.name] = cls
+                self._digests[kind, cls.name] = {"file": digest}
                 added += 1
         if not added:
             hooks = ", ".join(f"anaus_{kind}" for kind in KINDS)

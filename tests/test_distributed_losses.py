@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.distributed.group import rand_rows
-from anaus_bench.nn.contrast import detcon_nce, gather_images, region_nce
+from anaus_bench.distributed.group import gather_rows, rand_rows
+from anaus_bench.nn.contrast import detcon_nce, region_nce
 from anaus_bench.nn.contrast_images import barlow_twins, nt_xent, queue_nce, sup_con, vicreg_terms
 from anaus_bench.nn.distillation import CentredTargets
 from anaus_bench.nn.queue import Queue
@@ -34,7 +34,7 @@ def _queue(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Te
 
 
 def _synthetic(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    memory, start = gather_images(F.normalize(second.detach(), dim=1)[:, None])
+    memory, start = gather_rows(F.normalize(second.detach(), dim=1)[:, None])
     return synthetic_negatives(F.normalize(first, dim=1), memory, 3, 0.07, start).square().sum(dim=1).mean()
 
 
@@ -42,9 +42,9 @@ def _regions(nce: Callable[..., Tensor]) -> Loss:
     """Two regions per image; those of unlabelled images have no positive."""
 
     def loss(first: Tensor, second: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        targets, start = gather_images(second.detach().unflatten(1, (2, 3)))
+        targets, start = gather_rows(second.detach().unflatten(1, (2, 3)))
         own, other = torch.stack([labels, labels + 5], dim=1), torch.stack([labels.abs(), labels + 5], dim=1)
-        return nce(first.unflatten(1, (2, 3)), targets[None], own, gather_images(other)[0][None], 0.2, start)
+        return nce(first.unflatten(1, (2, 3)), targets[None], own, gather_rows(other)[0][None], 0.2, start)
 
     return loss
 
@@ -90,7 +90,7 @@ def results(rows: slice) -> dict[str, Tensor]:
         found[f"{name} loss"], found[f"{name} gradient"] = value.detach(), parameter.grad
     queue, targets = Queue(10, DIM), CentredTargets(DIM, 0.04, 0.9)
     queue.keys.zero_()
-    queue.enqueue(gather_images(inputs[0, rows])[0])
+    queue.enqueue(gather_rows(inputs[0, rows])[0])
     targets.update(inputs[:, rows])
     images = torch.rand(PROCESSES * BATCH, 1, 8, 8, generator=generator)[rows]
     found["draws of rows"] = rand_rows(len(images), 3, generator=torch.Generator().manual_seed(1))

@@ -266,7 +266,7 @@ def test_overlap_is_symmetric_inside_both_crops_and_the_same_under_flips() -> No
             assert (top, left) == (min(rows), min(columns))
 
 
-@pytest.mark.gpu
+@pytest.mark.cuda
 def test_the_draws_of_a_batch_are_the_same_on_every_device() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anaus_bench.errors import SettingsError
 from anaus_bench.settings.base import flatten
 
 # The paper's short names.
@@ -25,6 +26,7 @@ class Cell:
         seed: Seed of pre-training and fine-tuning.
         preset: Which values the settings start from.
         overrides: Section -> values of the user's.
+        protocol: Name of a protocol; None: that of the task.
     """
 
     method: str
@@ -35,6 +37,7 @@ class Cell:
     seed: int = 0
     preset: str = "paper"
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str | None = None
 
     @property
     def on_phantoms(self) -> bool:
@@ -42,15 +45,23 @@ class Cell:
         return self.preset in ("demo", "tiny")
 
     def corpus_names(self) -> list[str]:
-        """Names of the corpus's data sets; the paper's corpus is `bf+cm`."""
+        """Names of the corpus's data sets, sorted; the paper's corpus is `bf+cm`.
+
+        Raises:
+            SettingsError: One is named twice.
+        """
         corpus = self.corpus or ("phantom" if self.on_phantoms else "bf+cm")
-        return [CORPORA.get(name.strip(), name.strip()) for name in corpus.split("+")]
+        names = sorted(CORPORA.get(name.strip(), name.strip()) for name in corpus.split("+"))
+        if len(set(names)) < len(names):
+            raise SettingsError(f"--corpus {corpus!r} names a data set twice; name each once")
+        return names
 
 
 def cell_title(cell: Cell) -> str:
-    """Method, masks and task in a few words."""
+    """Method, masks, task and protocol in a few words."""
     masks = f" with {cell.masks} masks" if cell.masks else ""
-    return f"{cell.method}{masks} on {cell.task}"
+    protocol = f" by {cell.protocol}" if cell.protocol else ""
+    return f"{cell.method}{masks} on {cell.task}{protocol}"
 
 
 def cell_labels(cell: Cell, trains: bool) -> dict[str, str]:
@@ -62,6 +73,7 @@ def cell_labels(cell: Cell, trains: bool) -> dict[str, str]:
         "corpus": "+".join(cell.corpus_names()) if trains else "-",
         "backbone": str(cell.backbone),
         "preset": cell.preset,
+        "protocol": cell.protocol or "-",
         "seed": str(cell.seed),
         "settings": " ".join(f"{name}={value}" for name, value in sorted(changed.items())) or "-",
     }

@@ -18,6 +18,7 @@ Masks = Annotated[str | None, typer.Option(help="Mask source, for methods that n
 Corpus = Annotated[
     str | None, typer.Option(help="Data sets to pre-train on, joined by +. [default: that of the preset]")
 ]
+Protocol = Annotated[str | None, typer.Option(help="How the encoder is used on the task. [default: that of the task]")]
 Backbone = Annotated[str | None, typer.Option(help=f"{', '.join(BACKBONES)}. [default: that of the method]")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of pre-training and fine-tuning.")]
 Preset = Annotated[str, typer.Option(help=f"Values the settings start from: {', '.join(PRESETS)}.")]

@@ -18,20 +18,20 @@ WORDS = {
     "masks": "mask_sources",
     "methods": "objectives",
     "tasks": "tasks",
+    "protocols": "protocols",
     "datasets": "datasets",
     "executors": "executors",
 }
-
 
 # Columns of `list` beside name and description.
 _LISTED = {
     "masks": ("needs",),
     "methods": ("masks", "corpus must have"),
-    "tasks": ("data set",),
+    "tasks": ("data set", "protocol"),
+    "protocols": ("tasks",),
     "datasets": ("classes", "masks of"),
     "executors": (),
 }
-
 
 MASKS_RULE = (
     "masks: `needed` and `optional` go with every source of `list masks`; where they are optional, the method groups "
@@ -62,7 +62,7 @@ def list_plugins(
 
 
 def show(
-    kind: Annotated[str, typer.Argument(help="method, masks, task, dataset, executor or core.")],
+    kind: Annotated[str, typer.Argument(help="method, masks, task, protocol, dataset, executor or core.")],
     name: Annotated[str, typer.Argument(help="Name of the plugin, or of a section of the core's settings.")],
     preset: Preset = "paper",
     plugin: PluginFiles = None,
@@ -115,11 +115,13 @@ def _listed(registry: Registry, kind: str) -> list[dict[str, str]]:
         except PluginError as error:
             rows.append({"name": name, "error": str(error)})
             continue
-        rows.append({"name": name, "what": getattr(cls, "title", None) or first_line(cls), **_traits(kind, cls)})
+        rows.append(
+            {"name": name, "what": getattr(cls, "title", None) or first_line(cls), **_traits(registry, kind, cls)}
+        )
     return rows
 
 
-def _traits(kind: str, cls: Any) -> dict[str, str]:
+def _traits(registry: Registry, kind: str, cls: Any) -> dict[str, str]:
     """The further columns of `list`."""
     if kind == "objectives":
         needs = sorted(cls.needs - {"masks"})
@@ -129,7 +131,21 @@ def _traits(kind: str, cls: Any) -> dict[str, str]:
         return {"needs": ", ".join(name for name, applies in traits.items() if applies)}
     if kind == "datasets":
         return {"classes": ", ".join(cls.classes), "masks of": ", ".join(cls.structures)}
-    return {"data set": cls.dataset} if kind == "tasks" else {}
+    if kind == "tasks":
+        return {"data set": cls.dataset, "protocol": cls.protocol}
+    return {"tasks": ", ".join(_fitting(registry, cls))} if kind == "protocols" else {}
+
+
+def _fitting(registry: Registry, protocol: Any) -> list[str]:
+    """Names of the tasks that a protocol can be used on; broken ones are left out."""
+    names = []
+    for name in registry.names("tasks"):
+        try:
+            if issubclass(registry.get("tasks", name), protocol.task_class):
+                names.append(name)
+        except PluginError:
+            continue
+    return names
 
 
 def _method_facts(objective: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from anaus_bench.cli.options import (
     Masks,
     PluginFiles,
     Preset,
+    Protocol,
     Seed,
     Set,
     StorePath,
@@ -28,8 +29,6 @@ from anaus_bench.cli.printing import print_grid, print_json, print_table, say, w
 from anaus_bench.cli.stages import Workshop
 from anaus_bench.interfaces import Stage
 from anaus_bench.planning.plan import Plan
-from anaus_bench.planning.planner import make_plan
-from anaus_bench.planning.why import why
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import parse_overrides
 from anaus_bench.store import Store
@@ -39,6 +38,7 @@ def run(
     method: Annotated[str, typer.Option(help="Pre-training method; see `anaus-bench list methods`.")],
     task: Annotated[str, typer.Option(help="Downstream task; see `anaus-bench list tasks`.")],
     masks: Masks = None,
+    protocol: Protocol = None,
     corpus: Corpus = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -52,8 +52,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run one cell of the benchmark: masks, pre-training, all folds, scores, pictures. Only what is missing is run."""
+    from anaus_bench.planning.planner import make_plan
+    from anaus_bench.results.lineage import mask_scores
+    from anaus_bench.results.tables import fold_table
+
     registry = Registry(plugin or ())
-    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     plan = make_plan(cell, registry, parse_roots(data_root))
     shelf = Store(store)
     waiting = plan.pending(shelf)
@@ -66,9 +70,6 @@ def run(
     assert record is not None
     metrics = registry.get("tasks", task).metrics
     panel = shelf.folder(plan.panel.kind, plan.panel.key) / "panel.png"
-    from anaus_bench.results.lineage import mask_scores
-    from anaus_bench.results.tables import fold_table
-
     if as_json:
         print_json(
             {
@@ -96,6 +97,7 @@ def plan(
     method: Annotated[str, typer.Option(help="Pre-training method.")],
     task: Annotated[str, typer.Option(help="Downstream task.")],
     masks: Masks = None,
+    protocol: Protocol = None,
     corpus: Corpus = None,
     backbone: Backbone = None,
     seed: Seed = 0,
@@ -108,8 +110,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the stages of a cell: which are in the store, which would run, and why."""
+    from anaus_bench.planning.planner import make_plan
+    from anaus_bench.planning.why import why
+
     registry = Registry(plugin or ())
-    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()))
+    cell = Cell(method, task, masks, corpus, backbone, seed, preset, parse_overrides(settings or ()), protocol)
     made = make_plan(cell, registry, parse_roots(data_root))
     shelf = Store(store)
     waiting = {stage.key for stage in made.pending(shelf)}
@@ -132,12 +137,16 @@ def plan(
             }
             for stage, state in rows
         ]
-        print_json({"cell": {**made.score.labels, "task": task}, "stages": stages, "notes": list(made.notes)})
+        cell_facts = {"cell": {**made.score.labels, "task": task}, "network_bytes": made.network_bytes}
+        print_json({**cell_facts, "stages": stages, "notes": list(made.notes)})
         return
     cells = [(stage.kind, stage.key, stage.title, state) for stage, state in rows]
     print_grid(cell_title(cell), ("stage", "key", "what", "state"), cells)
     for note in made.notes:
         say(f"note: {note}")
+    if made.network_bytes:
+        kept = f"the fine-tuned networks take about {made.network_bytes / 2**20:.0f} MiB"
+        say(f"note: {kept}; --set finetune.keep=predictions keeps none")
     if explain:
         for stage, _ in rows:
             if stage.key in waiting:

@@ -90,8 +90,6 @@ def find_clips(corpus: PackedCorpus, method: str, least: int = 1) -> Clips:
 
 
 ClipSampling = Literal["frames", "clips"]
-
-
 FrameChoice = Callable[[Tensor, float, torch.Generator], tuple[Tensor, Tensor | None]]
 """(clips (B,), progress, generator) -> frames (B, M) of each clip, and the weight (B,) of each item or None."""
 

@@ -13,11 +13,7 @@ from anaus_bench.corpus.randaugment import apply_operations
 from anaus_bench.corpus.view import Crop, Photometry, View
 
 BLUR_RADIUS_AT_224 = 11  # kernel of 23 pixels
-
-
 SOLARISE_THRESHOLD = 128 / 255
-
-
 CUTOUT_GRAY = 127 / 255
 
 

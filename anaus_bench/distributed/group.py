@@ -46,6 +46,25 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def gather_rows(rows: Tensor, *, gradients: bool = False) -> tuple[Tensor, int]:
+    """Rows (W * B, ...) of all W processes, and the position of this process's first among them.
+
+    Args:
+        rows: (B, ...), as many as every other process's.
+        gradients: Whether gradients flow back to the process that a row is from.
+    """
+    if world_size() == 1:
+        return rows, 0
+    first = rank() * len(rows)
+    if gradients:
+        from lightly.utils.dist import gather
+
+        return torch.cat(gather(rows.contiguous())), first
+    gathered = rows.new_empty(world_size() * len(rows), *rows.shape[1:])
+    torch.distributed.all_gather_into_tensor(gathered, rows.contiguous())
+    return gathered, first
+
+
 def divisor(count: Tensor) -> Tensor:
     """What a process divides a sum over `count` of its rows by, for the mean over the processes to be that of all rows.
 

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anaus_bench import __version__
 
+if TYPE_CHECKING:
+    import torch
 
-def machine(device: Any) -> dict[str, Any]:
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Parts of a record; what does not change while a process lives is looked up once."""
+    return {
+        "peak_memory": _peak_memory(device),
+        "versions": versions(),
+        "source": _source_state(),
+        "machine": machine(device),
+    }
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begins to measure the largest use of the device's memory."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@functools.cache
+def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers of a record were made on."""
     import torch
 
@@ -39,8 +62,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def peak_memory(device: Any) -> dict[str, int]:
-    """Bytes: largest resident size of this process so far, and of the device during the stage."""
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes: largest resident size of this process so far, and of the device since `forget_peak`."""
     import resource
 
     import torch
@@ -52,6 +75,7 @@ def peak_memory(device: Any) -> dict[str, int]:
     return peak
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Of what results depend on."""
     import numpy
@@ -67,9 +91,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def source_state() -> dict[str, Any]:
+@functools.cache
+def _source_state() -> dict[str, Any]:
     """Commit of the source tree that ran, and whether it was changed; empty for an installed wheel."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists() or shutil.which("git") is None:
         return {}
 

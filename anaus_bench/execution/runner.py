@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import datetime
 import errno
-import importlib
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from anaus_bench.distributed import team as distributed
 from anaus_bench.errors import PluginError, StoreError
 from anaus_bench.execution.device import find_device
+from anaus_bench.execution.job import Job
 from anaus_bench.execution.progress import SilentProgress
-from anaus_bench.execution.provenance import machine, peak_memory, source_state, versions
-from anaus_bench.interfaces import Progress, Stage, StageContext, StageInputs
+from anaus_bench.execution.provenance import forget_peak, provenance
+from anaus_bench.interfaces import Progress, Stage
 from anaus_bench.interfaces.guard import plugin_code
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
@@ -80,68 +79,47 @@ class Runner:
         return record
 
     def _execute(self, stage: Stage, place: Workplace) -> Record:
-        import torch
-
-        below = [self.store.record(other.kind, other.key) for other in stage.inputs.values()]
-        inputs = StageInputs(
-            {role: self.store.open(other.kind, other.key) for role, other in stage.inputs.items()},
-            {name: Path(root) for name, root in stage.roots.items()},
-            phantom=any(record is not None and record["phantom"] for record in below),
-        )
         device = find_device(self.device)
-        seed = int(stage.spec.get("seed", 0))
-        ctx = StageContext(place.out, place.resume, device, seed, self.progress, self.checkpoint_seconds)
-        module = importlib.import_module(f"anaus_bench.stages.{stage.kind}")
-        distributed.offer(
-            {
-                "kind": stage.kind,
-                "spec": stage.spec,
-                "folders": {role: str(folder.resolve()) for role, folder in inputs.folders.items()},
-                "roots": {name: str(root.resolve()) for name, root in inputs.roots.items()},
-                "phantom": inputs.phantom,
-                "resume": str(place.resume.resolve()),
-                "seed": seed,
-                "device": self.device,
-                "plugins": [str(file) for file in self.registry.files],
-            }
+        below = [self.store.record(other.kind, other.key) for other in stage.inputs.values()]
+        folders = {role: self.store.open(other.kind, other.key) for role, other in stage.inputs.items()}
+        job = Job(
+            kind=stage.kind,
+            spec=stage.spec,
+            folders={role: str(folder.resolve()) for role, folder in folders.items()},
+            roots={name: str(Path(root).resolve()) for name, root in stage.roots.items()},
+            phantom=any(record is not None and record["phantom"] for record in below),
+            resume=str(place.resume.resolve()),
+            device=self.device,
+            plugins=tuple(str(file) for file in self.registry.files),
         )
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        distributed.offer(asdict(job))
+        forget_peak(device)
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self.progress.note(stage.title)
-        result: dict[str, Any] = module.run(stage.spec, inputs, ctx, self.registry)
+        result = job.run(place.out, self.registry, self.progress, self.checkpoint_seconds)
         record = {
             "kind": stage.kind,
             "key": stage.key,
             "title": stage.title,
+            "version": stage.version,
             "spec": stage.spec,
+            "locations": stage.locations,
             "inputs": {role: other.key for role, other in stage.inputs.items()},
             "roots": dict(stage.roots),
             "labels": dict(stage.labels),
-            "phantom": bool(result.pop("phantom", False)) or inputs.phantom,
+            "phantom": bool(result.pop("phantom", False)) or job.phantom,
             "result": result,
             "started": started.isoformat(timespec="seconds"),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "seconds": round(time.perf_counter() - clock, 3),
-            "peak_memory": peak_memory(device),
-            "versions": versions(),
-            "source": source_state(),
-            "machine": machine(device),
+            **provenance(device),
         }
         return self.store.publish(stage.kind, stage.key, place, record)
 
 
 def follow() -> None:
     """What every process but the first does: it runs the stages that the first one calls it to, into empty folders."""
-    for job in distributed.jobs():
-        inputs = StageInputs(
-            {role: Path(folder) for role, folder in job["folders"].items()},
-            {name: Path(root) for name, root in job["roots"].items()},
-            phantom=job["phantom"],
-        )
-        module = importlib.import_module(f"anaus_bench.stages.{job['kind']}")
+    for values in distributed.jobs():
+        job = Job(**values)
         with tempfile.TemporaryDirectory() as out:
-            ctx = StageContext(
-                Path(out), Path(job["resume"]), find_device(job["device"]), job["seed"], SilentProgress()
-            )
-            module.run(job["spec"], inputs, ctx, Registry([Path(file) for file in job["plugins"]]))
+            job.run(Path(out), Registry([Path(file) for file in job.plugins]), SilentProgress())

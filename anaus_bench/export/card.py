@@ -10,6 +10,7 @@ import yaml
 
 from anaus_bench.export.formats import Format, encoder_card, facts_of
 from anaus_bench.nn.encoder import Encoder, EncoderCard
+from anaus_bench.planning.specs import CorpusSpec, MasksSpec, PretrainSpec
 from anaus_bench.registry import Registry
 from anaus_bench.results.lineage import datasets_below, records_below
 from anaus_bench.results.tables import PHANTOM_MARK
@@ -48,13 +49,15 @@ def model_card(
     record: Record, encoder: Encoder, form: Format, exported: Exported, store: Store, registry: Registry
 ) -> str:
     """Markdown: what the encoder is, how to load it, the terms of its data, settings and references."""
-    card, spec, facts = encoder_card(encoder), record["spec"], facts_of(encoder)
+    card, facts, spec = encoder_card(encoder), facts_of(encoder), PretrainSpec.model_validate(record["spec"])
     below = list(records_below(record, store))
     datasets = datasets_below(below)
-    masks = [found["spec"]["masks"]["name"] for kind, _, found in below if kind == "masks" and found]
-    size = f"trained at {spec['pretrain']['size']} x {spec['pretrain']['size']} pixels" if "pretrain" in spec else ""
+    masks = [
+        MasksSpec.model_validate(found["spec"]).masks.name for kind, _, found in below if kind == "masks" and found
+    ]
+    size = f"trained at {spec.pretrain['size']} x {spec.pretrain['size']} pixels" if spec.pretrain else ""
     rows = {
-        "method": f"{card.method} (seed {spec['seed']})",
+        "method": f"{card.method} (seed {spec.seed})",
         "backbone": encoder.arch + _pyramid(encoder),
         "file": f"`{form.file}`: {form.holds.format(**facts)}",
         "trained on": _trained(record, below),
@@ -66,7 +69,7 @@ def model_card(
         "key": f"`{record['key']}`",
         "made with": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
-    settings = {"objective": spec["objective"]["settings"], "pretrain": spec.get("pretrain", {})}
+    settings = {"objective": spec.objective.settings, "pretrain": spec.pretrain or {}}
     names = [("objectives", card.method), *(("mask_sources", name) for name in masks)]
     references = [registry.get(kind, name).reference for kind, name in names]
     references += [registry.get("datasets", name).reference for name in datasets]
@@ -91,7 +94,11 @@ def _trained(record: Record, below: Sequence[tuple[str, str, Record | None]]) ->
     if "corpus" not in record["inputs"]:
         return "nothing: these are the weights it starts from"
     corpus = next(found for kind, _, found in below if kind == "corpus")
-    names = "+".join(corpus["spec"]["datasets"]) if corpus else "a corpus that is no longer in the store"
+    names = (
+        "+".join(CorpusSpec.model_validate(corpus["spec"]).datasets)
+        if corpus
+        else "a corpus that is no longer in the store"
+    )
     result = record["result"]
     return f"{names}: {result['images']:,} images, {result['steps']:,} steps ({result['epochs']:g} epochs)"
 

@@ -19,6 +19,7 @@ from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.export.card import Exported, model_card
 from anaus_bench.export.formats import FORMATS, SIDE, Format, Outputs
 from anaus_bench.nn.encoder import Encoder, load_encoder
+from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
 from anaus_bench.results.lineage import find_record
 from anaus_bench.settings.base import check_known
@@ -51,7 +52,8 @@ def export(
     check_known("format", [to], list(FORMATS))
     form = FORMATS[to]
     record = find_record(store, key)
-    method, backbone = record["spec"]["objective"]["name"], record["spec"]["backbone"]
+    spec = PretrainSpec.model_validate(record["spec"])
+    method, backbone = spec.objective.name, spec.backbone
     if form.backbones is not None and backbone not in form.backbones:
         raise SettingsError(f"--to {to} takes {', '.join(form.backbones)}, found {backbone!r}; export it to timm")
     missing = [name for name in form.needs if not _is_installed(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,62 +13,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from anaus_bench.export.names import DETECTRON2, TIMM, TIMM_NAMES, TORCHVISION, renamed
 from anaus_bench.nn.backbones import RESNETS, VITS
 from anaus_bench.nn.encoder import PYRAMID_CHANNELS, Encoder, EncoderCard, load_encoder, save_encoder
 from anaus_bench.nn.vit import GRID, PATCH
 
 SIDE = PATCH * GRID
-
-
-# Pattern -> replacement, all applied in this order; a name that becomes empty is left out of the file.
-Rules = Sequence[tuple[str, str]]
-
-
-TORCHVISION: Rules = ((r"^pyramid\..*", ""), (r"^backbone\.", ""))
-
-
-# timm's ResNets have torchvision's names.
-TIMM: Rules = (
-    *TORCHVISION,
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.layers\.encoder_layer_", "blocks."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"\.ln_(\d)\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_", ".attn.qkv."),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
-)
-
-
-TIMM_NAMES = {
-    "vit_b_16": "vit_base_patch16_224",
-    "vit_s_16": "vit_small_patch16_224",
-    "vit_ti_16": "vit_tiny_patch16_224",
-}
-
-
-DETECTRON2: Rules = (
-    (r".*num_batches_tracked$", ""),
-    (r"^backbone\.(conv1|bn1)\.", r"stem.\1."),
-    *((rf"^backbone\.layer{number}\.", f"res{number + 1}.") for number in range(1, 5)),
-    (r"\.bn(\d)\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-)
-
-
-def renamed(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """Tensors under the names that the rules give them."""
-    found = {}
-    for name, tensor in state.items():
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        if name:
-            found[name] = tensor
-    return found
 
 
 class Outputs(nn.Module):

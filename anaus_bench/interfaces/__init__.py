@@ -10,19 +10,18 @@ from anaus_bench.interfaces.executor import Executor, Runner
 from anaus_bench.interfaces.mask_source import MaskSource
 from anaus_bench.interfaces.objective import Initialisation, Need, Objective
 from anaus_bench.interfaces.plugin import Plugin, S
+from anaus_bench.interfaces.protocol import Protocol, TaskT
 from anaus_bench.interfaces.stage import (
-    STAGES_VERSION,
     Progress,
     Stage,
     StageContext,
     StageInputs,
     Tracker,
-    without_locations,
+    key_parts,
 )
 from anaus_bench.interfaces.task import Case, Fold, Metric, Scores, Task
 
 __all__ = [
-    "STAGES_VERSION",
     "Case",
     "Dataset",
     "Executor",
@@ -36,6 +35,7 @@ __all__ = [
     "Picture",
     "Plugin",
     "Progress",
+    "Protocol",
     "Runner",
     "S",
     "Sample",
@@ -44,6 +44,7 @@ __all__ = [
     "StageContext",
     "StageInputs",
     "Task",
+    "TaskT",
     "Tracker",
-    "without_locations",
+    "key_parts",
 ]

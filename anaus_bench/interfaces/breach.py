@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pydantic
 
@@ -45,6 +45,9 @@ def require_type(value: Any, declared: Any, what: str) -> None:
 
 @functools.cache
 def _adapter(declared: Any) -> pydantic.TypeAdapter[Any]:
+    if get_origin(declared) is type:  # pydantic wants type[Task] for type[Task[Any]]
+        (cls,) = get_args(declared)
+        declared = type[get_origin(cls) or cls]
     return pydantic.TypeAdapter(declared)
 
 

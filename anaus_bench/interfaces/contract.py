@@ -21,6 +21,7 @@ from anaus_bench.interfaces.executor import Executor
 from anaus_bench.interfaces.mask_source import MaskSource
 from anaus_bench.interfaces.objective import Objective
 from anaus_bench.interfaces.plugin import Plugin
+from anaus_bench.interfaces.protocol import Protocol
 from anaus_bench.interfaces.task import Case, Fold, Scores, Task
 from anaus_bench.lazy import torch
 from anaus_bench.nn.backbones import BACKBONES
@@ -126,8 +127,7 @@ def _picture(dataset: Dataset[Any], picture: Picture, index: Index, sample: Samp
 
 def _groups(dataset: Dataset[Any], groups: Sequence[str], index: Index) -> None:
     require_type(groups, tuple[str, ...], "groups")
-    count = len(index.samples)
-    require(len(groups) == count, f"{len(groups)} groups", f"one for each of {count} samples")
+    require(len(groups) == len(index.samples), f"{len(groups)} groups", f"one for each of {len(index.samples)} samples")
 
 
 def _published_folds(dataset: Dataset[Any], folds: list[int] | None, index: Index) -> None:
@@ -154,8 +154,7 @@ def _label_maps(source: MaskSource[Any], maps: Tensor, images: Tensor, truth: Te
 
 def _stored_maps(source: MaskSource[Any], maps: NDArray[np.uint8], entries: Sequence[Entry], size: int) -> None:
     shape = (len(entries), size, size)
-    fits = is_uint8(maps) and maps.shape == shape
-    require(fits, kind_of(maps), f"label maps, uint8 of shape {shape}")
+    require(is_uint8(maps) and maps.shape == shape, kind_of(maps), f"label maps, uint8 of shape {shape}")
 
 
 def _state(source: MaskSource[Any], state: Mapping[str, Tensor], *_: Any) -> None:
@@ -262,15 +261,20 @@ def _drawn(task: Task[Any], found: Any, case: Case, predictions: Path) -> None:
     require_type(found[2], str, "the caption")
 
 
-def _facts(plugin: Plugin[Any], facts: dict[str, str], *_: Any) -> None:
-    require_type(facts, dict[str, str], "facts")
+def _network(protocol: Protocol[Any, Any], network: nn.Module, *_: Any) -> None:
+    require(isinstance(network, torch.nn.Module), kind_of(network), "an nn.Module")
 
 
-def _text(plugin: Plugin[Any], text: str, *_: Any) -> None:
-    require_type(text, str, "text")
+def _returns(declared: Any) -> Check:
+    """The check that a result is of this type."""
+
+    def check(plugin: Plugin[Any], found: Any, *_: Any) -> None:
+        require_type(found, declared, "a result")
+
+    return check
 
 
-_SHARED: Mapping[str, Check] = {"identity": _facts, "describe": _facts}
+_SHARED: Mapping[str, Check] = {"identity": _returns(dict[str, str]), "describe": _returns(dict[str, str])}
 
 CONTRACTS: Mapping[str, Contract] = {
     "datasets": Contract(
@@ -280,7 +284,7 @@ CONTRACTS: Mapping[str, Contract] = {
     ),
     "mask_sources": Contract(
         MaskSource,
-        {**_SHARED, "segment": _label_maps, "read": _stored_maps, "fit": _state, "paired_corpora": _text},
+        {**_SHARED, "segment": _label_maps, "read": _stored_maps, "fit": _state, "paired_corpora": _returns(str)},
     ),
     "objectives": Contract(
         Objective,
@@ -291,13 +295,16 @@ CONTRACTS: Mapping[str, Contract] = {
             "loss": _loss,
             "labels": _labels,
             "sampler": _sampler,
-            "corpus_facts": _facts,
-            "default_backbone": _text,
+            "corpus_facts": _returns(dict[str, str]),
+            "default_backbone": _returns(str),
             "finest_stride": _stride,
             "lr_factor": _factor,
         },
         _described_objective,
     ),
     "tasks": Contract(Task, {**_SHARED, "select": _selected, "score": _scores, "draw": _drawn}, _described_task),
+    "protocols": Contract(
+        Protocol, {**_SHARED, "build": _network, "notes": _returns(list[str]), "parameters": _returns(int)}
+    ),
     "executors": Contract(Executor, _SHARED),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from anaus_bench.settings.base import flatten
 
 if TYPE_CHECKING:
     import torch
@@ -68,26 +70,26 @@ class StageInputs:
     phantom: bool = False
 
 
-# Raised when the stages themselves change their results.
-STAGES_VERSION = 1
-
-
 @dataclass(frozen=True)
 class Stage:
     """One unit of work.
 
     Attributes:
         kind: Module in `anaus_bench/stages` that does it and folder of the store.
+        version: Of the stages of its kind; enters the key.
         title: What it is, for people.
-        spec: All settings that shape its result, as JSON; enters the key, but for `locations`: where files are.
+        spec: All settings that shape its result, as JSON; enters the key, but for `locations`.
+        locations: Dotted names of those parts of the spec that say where a file is.
         inputs: Role -> stage; their keys enter the key.
         roots: Data set name -> folder of the data; not in the key, which holds their fingerprint.
         labels: What a table calls the cell; not in the key.
     """
 
     kind: str
+    version: int
     title: str
     spec: Mapping[str, Any]
+    locations: tuple[str, ...] = ()
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     roots: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -95,13 +97,13 @@ class Stage:
     @functools.cached_property
     def key(self) -> str:
         """16 hexadecimal digits."""
-        content = {
-            "version": STAGES_VERSION,
-            "kind": self.kind,
-            "spec": without_locations(self.spec),
-            "inputs": {role: stage.key for role, stage in self.inputs.items()},
-        }
+        content = {"version": self.version, "kind": self.kind, **self.identity}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the key, by dotted names: the spec without locations, and the keys of the inputs."""
+        return key_parts(self.spec, self.locations, {role: stage.key for role, stage in self.inputs.items()})
 
     def walk(self) -> Iterator[Stage]:
         """This stage and all it rests on, inputs first, each once."""
@@ -118,8 +120,7 @@ class Stage:
         return visit(self)
 
 
-def without_locations(value: Any) -> Any:
-    """A spec without the parts named `locations`, at any depth."""
-    if not isinstance(value, Mapping):
-        return value
-    return {name: without_locations(below) for name, below in value.items() if name != "locations"}
+def key_parts(spec: Mapping[str, Any], locations: Collection[str], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What makes a key, by dotted names, of a stage or of its record: spec without locations, role -> key of inputs."""
+    settings = {name: value for name, value in flatten(spec).items() if name not in locations}
+    return settings | {f"inputs.{role}": key for role, key in inputs.items()}

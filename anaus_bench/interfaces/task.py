@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from anaus_bench.interfaces.dataset import Picture, Sample
 from anaus_bench.interfaces.plugin import Plugin, S
-from anaus_bench.interfaces.stage import StageContext
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from anaus_bench.nn.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -52,28 +49,28 @@ class Fold:
 
 
 class Task(Plugin[S]):
-    """A data set, a protocol and metrics.
+    """A data set, what is asked of its images, and metrics.
 
     Attributes:
         dataset: Name of the data set.
+        protocol: Name of the protocol that a cell takes where none is asked for.
         metrics: Columns of the table; the first is the headline.
         split_settings: Settings that shape `select` and the folds; the others leave the folds as they are.
+        score_settings: Settings that shape scores alone; they leave networks and predictions as they are.
     """
 
     dataset: ClassVar[str]
+    protocol: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     split_settings: ClassVar[tuple[str, ...]] = ("folds", "fold_seed")
+    score_settings: ClassVar[tuple[str, ...]] = ()
 
     def select(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples that take part, in order; all by default."""
         return list(samples)
 
-    def fit(self, encoder: Encoder, fold: Fold, ctx: StageContext) -> None:
-        """Fine-tunes on `fold.train` and writes predictions of `fold.test` into `ctx.out`."""
-        raise NotImplementedError
-
     def score(self, folds: Sequence[tuple[Fold, Path]]) -> Scores:
-        """Scores of all folds from the folders that `fit` wrote."""
+        """Scores of all folds from the folders that `Protocol.predict` wrote."""
         raise NotImplementedError
 
     def draw(self, case: Case, predictions: Path) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None, str]:

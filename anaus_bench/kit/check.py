@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from anaus_bench.errors import DatasetNotFound
-from anaus_bench.interfaces import Dataset, MaskSource, Objective, Plugin, StageContext
-from anaus_bench.kit.synthetic import SIDE, synthetic_batch, synthetic_corpus
-from anaus_bench.nn.encoder import Encoder
+from anaus_bench.interfaces import Dataset, MaskSource, Objective, Plugin, Protocol, StageContext
+from anaus_bench.kit.synthetic import SIDE, synthetic_batch, synthetic_corpus, synthetic_fold, synthetic_task
+from anaus_bench.nn.encoder import Encoder, EncoderCard
 
 
 def check_description(plugin: Plugin[Any]) -> None:
@@ -104,6 +104,39 @@ def check_mask_source(source: MaskSource[Any], ctx: StageContext) -> None:
     single = source.segment(images[2:3], None if given is None else given[2:3])
     assert torch.equal(single[0], maps[2]), f"{source.name}: an image's map must not depend on its batch"
     source.segment(torch.zeros(1, 1, SIDE, SIDE, dtype=torch.uint8), torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
+
+
+def check_protocol(protocol: Protocol[Any, Any], ctx: StageContext) -> None:
+    """A network whose state dict is all that prediction needs, an encoder that stays as it was, scored predictions.
+
+    Args:
+        protocol: With small settings.
+        ctx: A stage's context, with empty folders.
+    """
+    check_description(protocol)
+    task, fold = synthetic_task(protocol.task_class), synthetic_fold(12)
+    encoder = Encoder.of(EncoderCard("resnet18", 32, (0.5,) * 3, (0.25,) * 3, "random", "random", True))
+    before = copy.deepcopy(encoder.state_dict())
+    torch.manual_seed(0)
+    network = protocol.build(encoder, fold.classes).to(ctx.device)
+    counted = sum(value.numel() for value in network.state_dict().values())
+    assert 0.8 < protocol.parameters("resnet18") / counted < 1.25, (
+        f"{protocol.name}: parameters() says {protocol.parameters('resnet18')}, the network has {counted}"
+    )
+
+    protocol.fit(network, fold, task, ctx)
+
+    after = encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items()), f"{protocol.name}: copy the encoder"
+    assert (ctx.out / "log.csv").is_file(), f"{protocol.name}: fit must write log.csv"
+    found = []
+    other = protocol.build(Encoder.of(encoder.card), fold.classes).to(ctx.device)  # type: ignore[arg-type]
+    other.load_state_dict(network.state_dict())
+    for model in (network, other):
+        protocol.predict(model, fold, task, ctx)
+        found.append(task.score([(fold, ctx.out)]))
+    assert found[0].rows == found[1].rows, f"{protocol.name}: the state dict must hold all that prediction needs"
+    assert len(found[0].rows) == len(fold.test), f"{protocol.name}: every held-out image must be predicted"
 
 
 def check_dataset(dataset: Dataset[Any], folder: Path) -> None:

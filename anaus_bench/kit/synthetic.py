@@ -1,7 +1,9 @@
-"""Synthetic data for the checks: a corpus, a batch, a silent context."""
+"""Synthetic data for the checks: a corpus, a batch, a task and a fold of it, a silent context."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,11 @@ import torch
 from anaus_bench.corpus.batch import Batch, make_batch
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.execution.progress import SilentProgress
-from anaus_bench.interfaces import Objective, StageContext
+from anaus_bench.interfaces import Case, Fold, Objective, Picture, Sample, StageContext, Task
+from anaus_bench.settings.base import resolve
+from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.classification import ACCURACY, ClassificationTask
+from anaus_bench.tasks.segmentation import DICE, SegmentationSettings, SegmentationTask
 
 SIDE = 64  # of the packed images the checks make
 
@@ -67,3 +73,41 @@ def silent_context(folder: Path, seed: int = 0) -> StageContext:
     out.mkdir(parents=True, exist_ok=True)
     resume.mkdir(parents=True, exist_ok=True)
     return StageContext(out, resume, torch.device("cpu"), seed, SilentProgress())
+
+
+class _Regions(SegmentationTask[SegmentationSettings]):
+    name = "regions"
+    dataset = "synthetic"
+    metrics = (DICE,)
+
+
+class _Classes(ClassificationTask[TaskSettings]):
+    name = "classes"
+    dataset = "synthetic"
+    metrics = (ACCURACY,)
+
+
+def synthetic_task(task_class: type[Task[Any]]) -> Task[Any]:
+    """A task of this kind, for the folds of `synthetic_fold`.
+
+    Raises:
+        TypeError: Neither segmentation nor classification.
+    """
+    if issubclass(_Regions, task_class):
+        return _Regions(resolve(SegmentationSettings, "task"))
+    if issubclass(_Classes, task_class):
+        return _Classes(resolve(TaskSettings, "task"))
+    raise TypeError(f"no synthetic task for {task_class.__name__}; expected SegmentationTask or ClassificationTask")
+
+
+def synthetic_fold(count: int, seed: int = 0) -> Fold:
+    """Images of `synthetic_corpus` with their masks and three classes; a third of them is held out."""
+    corpus = synthetic_corpus(count, seed)
+    assert corpus.truth is not None
+    cases = []
+    for entry, image, truth in zip(corpus.entries, corpus.images, corpus.truth, strict=True):
+        picture = Picture(image, truth)
+        sample = Sample(entry.sample_id, entry.group_id, entry.sample_id, label=entry.label)
+        cases.append(Case(sample, functools.partial(copy.copy, picture)))
+    held_out = count // 3
+    return Fold(0, tuple(cases[held_out:]), tuple(cases[:held_out]), ("a", "b", "c"))

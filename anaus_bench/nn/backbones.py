@@ -24,3 +24,14 @@ VITS: Mapping[str, ViTShape] = {
 }
 
 BACKBONES = (*RESNETS, *VITS)
+
+# Parameters of each, in round numbers, without a classifier.
+PARAMETERS: Mapping[str, int] = {
+    "resnet18": 11_200_000,
+    "resnet50": 23_500_000,
+    "resnet101": 42_500_000,
+    "resnet152": 58_100_000,
+    "vit_b_16": 85_800_000,
+    "vit_s_16": 21_700_000,
+    "vit_ti_16": 5_500_000,
+}

@@ -82,15 +82,6 @@ def positive_cosine(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, can
     return (cosines * same_id).sum() / same_id.sum().clamp(min=1)
 
 
-def gather_images(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows (B, ...) of all processes, without gradients, and the position of this process's first among them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return rows, 0
-    gathered = rows.new_empty(torch.distributed.get_world_size() * len(rows), *rows.shape[1:])
-    torch.distributed.all_gather_into_tensor(gathered, rows.contiguous())
-    return gathered, torch.distributed.get_rank() * len(rows)
-
-
 def _logits(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
     """(B, K, V, U, K) scaled cosines."""
     queries = F.normalize(anchors.float(), dim=-1).flatten(0, 1) / temperature

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 from lightly.loss import NTXentLoss
-from lightly.utils.dist import gather
 from torch import Tensor
 from torch.nn import functional as F
 
+from anaus_bench.distributed.group import gather_rows, rank
 from anaus_bench.nn.pooling import embedding_spread
 
 VARIANCE_EPS = 1e-4  # VICReg Eq. 2
@@ -44,13 +44,14 @@ def sup_con(first: Tensor, second: Tensor, labels: Tensor, temperature: float) -
     """
     with torch.autocast(first.device.type, enabled=False):
         rows = F.normalize(torch.stack([first, second]).float(), dim=2)  # (2, B, D)
-        rank, count = _rank(), labels.numel()
-        private = -1 - rank * count - torch.arange(count, device=labels.device)
+        count = labels.numel()
+        private = -1 - rank() * count - torch.arange(count, device=labels.device)
         ids = torch.where(labels < 0, private, labels).expand(2, -1)  # (2, B)
-        logits = rows.flatten(0, 1) @ _gather(rows).flatten(0, 2).T / temperature  # (2B, W * 2B)
-        same = ids.flatten()[:, None] == _gather(ids).flatten()
+        everything, first_view = gather_rows(rows, gradients=True)  # (2W, B, D)
+        logits = rows.flatten(0, 1) @ everything.flatten(0, 1).T / temperature  # (2B, 2WB)
+        same = ids.flatten()[:, None] == gather_rows(ids)[0].flatten()
         own = torch.arange(2 * count, device=labels.device)
-        itself = F.one_hot(own + rank * 2 * count, logits.shape[1]).bool()
+        itself = F.one_hot(own + first_view * count, logits.shape[1]).bool()
         positives = same & ~itself
         log_sum = logits.masked_fill(itself, -torch.inf).logsumexp(dim=1)
         mean_positive = logits.masked_fill(~positives, 0).sum(dim=1) / positives.sum(dim=1)
@@ -88,7 +89,7 @@ def vicreg_terms(first: Tensor, second: Tensor, weights: Tensor | None = None) -
         first, second = first.float(), second.float()
         distances = (first - second).square().mean(dim=1)
         invariance = (distances if weights is None else weights * distances).mean()
-        views = [_gather(view).flatten(0, 1) for view in (first, second)]
+        views = [gather_rows(view, gradients=True)[0] for view in (first, second)]
         variance = torch.stack([F.relu(1 - (view.var(dim=0) + VARIANCE_EPS).sqrt()).mean() for view in views]).mean()
         return invariance, variance, torch.stack([_covariance(view) for view in views]).sum()
 
@@ -104,8 +105,9 @@ def barlow_twins(first: Tensor, second: Tensor, redundancy: float, weights: Tens
     """
     with torch.autocast(first.device.type, enabled=False):
         weights = first.new_ones(len(first)) if weights is None else weights
-        weights = _gather(weights.float()).flatten()
-        views = [_standardise(_gather(view.float()).flatten(0, 1), weights) for view in (first, second)]
+        weights, _ = gather_rows(weights.float())
+        gathered = [gather_rows(view.float(), gradients=True)[0] for view in (first, second)]
+        views = [_standardise(rows, weights) for rows in gathered]
         correlation = views[0].T @ views[1] / len(weights)
         on_diagonal = (correlation.diagonal() - 1).square().sum()
         return on_diagonal + redundancy * (correlation.square().sum() - correlation.diagonal().square().sum())
@@ -142,15 +144,3 @@ def _standardise(rows: Tensor, weights: Tensor) -> Tensor:
     squares = (weights[:, None] * (rows - mean).square()).sum(dim=0)
     variance = squares * used / ((used - 1).clamp(min=1) * total)
     return (rows - mean) / (variance + STANDARD_EPS).sqrt()
-
-
-def _rank() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
-
-
-def _gather(rows: Tensor) -> Tensor:
-    """(W, *rows.shape): the rows of all W processes, with gradients."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.stack(gather(rows.contiguous()))
-    return rows[None]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.nn.contrast import gather_images
+from anaus_bench.distributed.group import gather_rows
 
 
 class DINOHead(nn.Module):
@@ -72,7 +72,7 @@ class CentredTargets(nn.Module):
     def update(self, logits: Tensor) -> None:
         """Eq. 4: moves the centre towards the mean logits of all rows (..., K) of all processes."""
         mean = logits.float().flatten(0, -2).mean(dim=0, keepdim=True)
-        self.centre.lerp_(gather_images(mean)[0].mean(dim=0), 1 - self.momentum)
+        self.centre.lerp_(gather_rows(mean)[0].mean(dim=0), 1 - self.momentum)
 
 
 def cross_view_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:

@@ -129,6 +129,13 @@ class Encoder(nn.Module):
                 self.pyramid = Pyramid({stride: self.channels[stride] for stride in (*smoothed, 32)})
             self.channels |= dict.fromkeys(smoothed, PYRAMID_CHANNELS)
 
+    @classmethod
+    def of(cls, card: EncoderCard) -> Encoder:
+        """The encoder that a card describes, with random weights."""
+        encoder = cls(card.arch, card.finest_stride)
+        encoder.card = card
+        return encoder
+
     def forward(self, images: Tensor, strides: Sequence[int] = STRIDES) -> dict[int, Tensor]:
         """Maps of images (B, 3, H, W), normalised: stride -> (B, C, H/stride, W/stride).
 
@@ -191,7 +198,7 @@ def load_encoder(path: Path) -> Encoder:
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _no_encoder(path, str(error)) from error
     card = _card(path, text)
-    encoder = Encoder(card.arch, card.finest_stride)
+    encoder = Encoder.of(card)
     expected = encoder.state_dict()
     strange = [
         name
@@ -201,7 +208,6 @@ def load_encoder(path: Path) -> Encoder:
     if strange:
         raise _no_encoder(path, f"{len(strange)} tensors, such as {strange[0]!r}, are not those of {card.arch}")
     encoder.load_state_dict(state)
-    encoder.card = card
     return encoder
 
 

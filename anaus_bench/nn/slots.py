@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.distributed.group import divisor, least
-from anaus_bench.nn.contrast import gather_images
+from anaus_bench.distributed.group import divisor, gather_rows, least
 from anaus_bench.nn.pooling import mask_pool
 
 ATTENTION_FLOOR = 1e-6  # of a group in a cell: a group that no cell chooses is the plain mean of the view
@@ -96,7 +95,7 @@ def slot_contrast(
         temperature: tau.
     """
     rows = slots[anchors]  # (R, D)
-    (keys, first), (is_key, _) = gather_images(targets), gather_images(valid)
+    (keys, first), (is_key, _) = gather_rows(targets), gather_rows(valid)
     place = (is_key.flatten().cumsum(dim=0) - 1).view_as(is_key)[first : first + len(anchors)]  # among the keys
     if least(len(rows)) < 2:
         return zero_loss([slots], predictor)

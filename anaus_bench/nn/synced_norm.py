@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anaus_bench.distributed.group import own_rows, rank, world_size
+from anaus_bench.distributed.group import gather_rows, own_rows, rank, world_size
 from anaus_bench.errors import SettingsError
-from anaus_bench.nn.contrast import gather_images
 
 _own_statistics = False  # whether each process takes its own statistics for now
 
@@ -112,13 +111,13 @@ def in_shuffled_parts(
         raise SettingsError(
             f"objective.bn_splits={parts} cannot be dealt to {processes} processes; set it to a multiple of them, or 1"
         )
-    everyone, _ = gather_images(images)
+    everyone, _ = gather_rows(images)
     order = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(seed)).to(images.device)
     share = parts // processes
     with _without_synchronising():
         passed = [network(everyone[part]) for part in order.chunk(parts)[rank() * share : (rank() + 1) * share]]
     back = order.argsort()[own_rows(len(images))]
-    return tuple(gather_images(torch.cat(rows))[0][back] for rows in zip(*passed, strict=True))
+    return tuple(gather_rows(torch.cat(rows))[0][back] for rows in zip(*passed, strict=True))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Plan:
         panel: The stage that draws its pictures.
         audit: The stage that looks for test images in the corpus; None without pre-training.
         notes: What the user should know before it runs.
+        network_bytes: About what the networks of all folds take in the store; 0 where none is kept.
     """
 
     cell: Cell
@@ -34,6 +35,7 @@ class Plan:
     panel: Stage
     audit: Stage | None = None
     notes: tuple[str, ...] = ()
+    network_bytes: int = 0
 
     @property
     def stages(self) -> list[Stage]:

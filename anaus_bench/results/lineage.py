@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from anaus_bench.errors import StoreError, shown
+from anaus_bench.planning.specs import CorpusSpec
 from anaus_bench.store import Record, Store
+
+# Kind and role of each stage from a `score` down to the masks; a fold without a kept network has no `finetune`.
+_TO_MASKS = (("predict", "fold0"), ("finetune", "finetune"), ("pretrain", "pretrain"), ("masks", "masks"))
 
 
 def mask_scores(store: Store, record: Record) -> dict[str, float]:
     """Scores of the masks behind a `score` record; empty where its encoder was trained without, or they are gone."""
     below: Record | None = record
-    for kind, role in (("finetune", "fold0"), ("pretrain", "pretrain"), ("masks", "masks")):
+    for kind, role in _TO_MASKS:
+        if kind == "finetune" and below is not None and role not in below["inputs"]:
+            continue
         below = store.record(kind, below["inputs"][role]) if below is not None and role in below["inputs"] else None
     return {} if below is None else dict(below["result"]["scores"])
 
@@ -50,5 +56,5 @@ def records_below(record: Record, store: Store) -> Iterator[tuple[str, str, Reco
 
 def datasets_below(below: Sequence[tuple[str, str, Record | None]]) -> dict[str, bool]:
     """Name of each data set -> whether its images were generated for the run."""
-    corpora = [found["spec"]["datasets"] for kind, _, found in below if kind == "corpus" and found]
-    return {name: "fingerprint" not in spec for corpus in corpora for name, spec in corpus.items()}
+    corpora = [CorpusSpec.model_validate(found["spec"]) for kind, _, found in below if kind == "corpus" and found]
+    return {name: spec.fingerprint is None for corpus in corpora for name, spec in corpus.datasets.items()}

@@ -9,11 +9,12 @@ from typing import Any
 
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import Metric
+from anaus_bench.planning.specs import ScoreSpec
 from anaus_bench.registry import Registry
 from anaus_bench.results.lineage import mask_scores
 from anaus_bench.store import Record, Store
 
-LABELS = ("method", "masks", "corpus", "backbone", "preset", "seed", "settings")
+LABELS = ("method", "masks", "corpus", "backbone", "preset", "protocol", "seed", "settings")
 # How well the masks fit the corpus's own ground truth, where it has one.
 MASK_IOU = Metric("best_iou", "mask IoU")
 PHANTOM_MARK = "generated phantoms, not comparable with published numbers"
@@ -47,7 +48,7 @@ def store_tables(store: Store, registry: Registry) -> list[Table]:
     """One table per task, real and phantom results apart; a row per cell, the headline metric best first."""
     chosen: dict[tuple[str, bool], list[Record]] = {}
     for record in store.records("score"):
-        chosen.setdefault((record["spec"]["task"]["name"], record["phantom"]), []).append(record)
+        chosen.setdefault((_task(record), record["phantom"]), []).append(record)
     tables = []
     for (task, _), records in sorted(chosen.items()):
         try:
@@ -88,6 +89,10 @@ def format_spread(metric: Metric, result: Mapping[str, Any]) -> str:
     )
 
 
+def _task(record: Record) -> str:
+    return ScoreSpec.model_validate(record["spec"]).task.name
+
+
 def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metric]) -> Table:
     first = metrics[0]
 
@@ -95,7 +100,7 @@ def _task_table(records: Sequence[Record], store: Store, metrics: Sequence[Metri
         value = float(record["result"]["mean"].get(first.key, math.nan))
         return math.inf if math.isnan(value) else -value if first.higher_is_better else value
 
-    task, phantom = records[0]["spec"]["task"]["name"], records[0]["phantom"]
+    task, phantom = _task(records[0]), records[0]["phantom"]
     labels = [name for name in LABELS if any(record["labels"].get(name, "-") != "-" for record in records)]
     ious = {record["key"]: mask_scores(store, record).get(MASK_IOU.key) for record in records}
     quality = (MASK_IOU,) if any(iou is not None for iou in ious.values()) else ()

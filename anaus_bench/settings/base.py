@@ -95,18 +95,17 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def split_locations(settings: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """JSON values of settings without those that say where a file is (`Location`), and these; nested as they are."""
-    values, locations = settings.model_dump(mode="json"), {}
+def location_names(settings: Settings) -> tuple[str, ...]:
+    """Dotted names of those settings that say where a file is (`Location`)."""
+    names: list[str] = []
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         marks = (*field.metadata, *(mark for part in get_args(field.annotation) for mark in get_args(part)))
         if _LOCATION in marks:
-            locations[name] = values.pop(name)
+            names.append(name)
         elif isinstance(value, Settings):
-            values[name], below = split_locations(value)
-            locations |= {name: below} if below else {}
-    return values, locations
+            names += [f"{name}.{below}" for below in location_names(value)]
+    return tuple(names)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -109,9 +109,20 @@ class PretrainSettings(Settings):
         return self
 
 
+class FinetuneSettings(Settings):
+    """What is kept of a cell's folds."""
+
+    keep: Literal["networks", "predictions"] = Field(
+        "networks",
+        description="networks: each fold's fine-tuned network is kept, so that other images can be predicted without "
+        "training; predictions: the disk is spared, and a network lives as long as its fold is at work.",
+    )
+
+
 # Section of the settings that no plugin owns -> its class.
 CORE_SETTINGS: Mapping[str, type[Settings]] = {
     "corpus": CorpusSettings,
     "phantom": PhantomSettings,
     "pretrain": PretrainSettings,
+    "finetune": FinetuneSettings,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,12 @@ from anaus_bench.datasets.audit import Part, near_between, part_of, shared_clips
 from anaus_bench.datasets.near_duplicates import BITS, NEAR, close_blocks, image_hashes, perceptual_hash
 from anaus_bench.errors import LeakageError
 from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.planning.specs import AuditSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.inputs import open_task
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: AuditSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `audit.json`: what was found, and the rows of the corpus that a policy of `exclude` leaves out.
 
     Raises:
@@ -32,7 +32,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     rows = {row for row, clip in enumerate(known.clips) if clip in clips}
     for near, _ in close_blocks(known.hashes, tests.hashes, NEAR):
         rows.update(near.tolist())
-    if rows and spec["overlap"] == "refuse":
+    if rows and spec.overlap == "refuse":
         examples = [f"{corpus_id} ~ {test_id} ({bits} bits)" for corpus_id, test_id, bits in between["examples"]]
         examples += [f"clips {ours} = {theirs}" for ours, theirs in between["clips"]]
         raise LeakageError(
@@ -41,14 +41,14 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
             "--set corpus.overlap=exclude leaves them out, corpus.overlap=allow keeps them and says so"
         )
     (ctx.out / "audit.json").write_text(
-        json.dumps({"overlap": spec["overlap"], "rows": sorted(rows), **between}, indent=1, ensure_ascii=False)
+        json.dumps({"overlap": spec.overlap, "rows": sorted(rows), **between}, indent=1, ensure_ascii=False)
     )
     return {
         "corpus_images": len(corpus),
         "overlapping_corpus_images": len(rows),
         "overlapping_test_images": between["images"],
         "shared_clips": len(clips),
-        "overlap": spec["overlap"],
+        "overlap": spec.overlap,
     }
 
 

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.lib.format import open_memmap
 from anaus_bench.corpus.packed import Entry, letterbox, write_index
 from anaus_bench.interfaces import Dataset, Index, Sample, StageContext, StageInputs
 from anaus_bench.parallel import batches, in_processes
+from anaus_bench.planning.specs import CorpusSpec, DatasetSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.inputs import check_unchanged, folder_of
 
@@ -26,14 +27,12 @@ POOL_FROM = 2000  # images from which starting worker processes pays
 Box = tuple[int, int, int, int]
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: CorpusSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `images.npy`, `truth.npy` if any data set has masks, and `index.json`. Finished parts survive a kill."""
-    opened = [
-        _open(name, part, folder_of(inputs, name, role=name), registry) for name, part in spec["datasets"].items()
-    ]
+    opened = [_open(name, part, folder_of(inputs, name, role=name), registry) for name, part in spec.datasets.items()]
     structures = list(dict.fromkeys(name for dataset, _ in opened for name in dataset.structures))
     classes = [f"{dataset.name}:{name}" for dataset, _ in opened for name in dataset.classes]
-    shape = (sum(len(index.samples) for _, index in opened), spec["size"], spec["size"])
+    shape = (sum(len(index.samples) for _, index in opened), spec.size, spec.size)
     held = ctx.resume / "boxes.json"
     paths = [ctx.resume / f"{name}.npy" for name in ["images", *(["truth"] if structures else [])]]
     kept = held.exists() and all(path.exists() for path in paths)
@@ -48,7 +47,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         for dataset, index in opened:
             first = len(entries)
             entries += [_entry(sample, dataset, classes) for sample in index.samples]
-            source = (json.dumps(spec["datasets"][dataset.name]), index.root, index.fingerprint, registry.files)
+            source = (spec.datasets[dataset.name], index.root, registry.files)
             work = functools.partial(_pack, source, ctx.resume, structures, first)
             left = [part for part in batches(len(index.samples), PART) if first + part.start >= len(boxes)]
             in_pool = sum(part.stop - part.start for part in left) >= POOL_FROM
@@ -78,7 +77,7 @@ def reserve(path: Path) -> None:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
 
 
-def _open(name: str, spec: Mapping[str, Any], root: Path, registry: Registry) -> tuple[Dataset[Any], Index]:
+def _open(name: str, spec: DatasetSpec, root: Path, registry: Registry) -> tuple[Dataset[Any], Index]:
     dataset: Dataset[Any] = registry.build(spec)
     index = dataset.scan(root)
     check_unchanged(name, spec, index)
@@ -100,10 +99,11 @@ def _entry(sample: Sample, dataset: Dataset[Any], classes: Sequence[str]) -> Ent
 
 
 def _pack(
-    source: tuple[str, Path, str, tuple[Path, ...]], folder: Path, structures: Sequence[str], first: int, part: slice
+    source: tuple[DatasetSpec, Path, tuple[Path, ...]], folder: Path, structures: Sequence[str], first: int, part: slice
 ) -> list[Box]:
     """Packs some samples of a data set into the arrays in `folder`, from row `first + part.start`; their boxes."""
-    dataset, index = _opened(*source)
+    spec, root, files = source
+    dataset, index = _opened(spec.model_dump_json(), root, files)
     images = np.load(folder / "images.npy", mmap_mode="r+")
     truth = np.load(folder / "truth.npy", mmap_mode="r+") if structures else None
     # This data set's mask ids in the corpus's numbering.
@@ -119,9 +119,9 @@ def _pack(
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(spec: str, root: Path, fingerprint: str, files: tuple[Path, ...]) -> tuple[Dataset[Any], Index]:
-    """The data set, once per process and state of its files."""
-    dataset: Dataset[Any] = Registry(files).build(json.loads(spec))
+def _opened(spec: str, root: Path, files: tuple[Path, ...]) -> tuple[Dataset[Any], Index]:
+    """The data set, once per worker process."""
+    dataset: Dataset[Any] = Registry(files).build(DatasetSpec.model_validate_json(spec))
     return dataset, dataset.scan(root)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -12,12 +11,13 @@ from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.errors import MissingMask
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
+from anaus_bench.planning.specs import FitSpec
 from anaus_bench.registry import Registry
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: FitSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `state.safetensors` and `structures.json`."""
-    source: MaskSource[Any] = registry.build(spec["masks"])
+    source: MaskSource[Any] = registry.build(spec.masks)
     pairs = open_corpus(inputs.folders["pairs"])
     if pairs.truth is None and source.paired_corpora():
         raise MissingMask(f"mask source {source.name!r} is fitted on masks; {source.paired_corpora()!r} has none")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from anaus_bench.datasets.folds import deal
 from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.planning.specs import FoldsSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.inputs import open_task
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: FoldsSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `folds.json`: fold, group and label of each sample."""
     task, dataset, index = open_task(spec, inputs, registry)
     samples = task.select(index.samples)

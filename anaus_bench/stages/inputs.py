@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,20 @@ import safetensors.torch
 import torch
 
 from anaus_bench.artifacts import damaged, read_json
+from anaus_bench.datasets.folds import read_folds
 from anaus_bench.errors import CountMismatch
-from anaus_bench.interfaces import Dataset, Index, MaskSource, StageInputs, Task
+from anaus_bench.interfaces import Dataset, Fold, Index, MaskSource, StageInputs, Task
+from anaus_bench.planning.specs import DatasetSpec, FinetuneSpec, OfTask
 from anaus_bench.registry import Registry
 
 
-def check_unchanged(name: str, spec: Mapping[str, Any], index: Index) -> None:
+def check_unchanged(name: str, spec: DatasetSpec, index: Index) -> None:
     """Refuses data that changed since the stage was planned.
 
     Raises:
         CountMismatch: Names or sizes of its files differ.
     """
-    if spec.get("fingerprint", index.fingerprint) != index.fingerprint:
+    if spec.fingerprint not in (None, index.fingerprint):
         raise CountMismatch(f"{name}: the files under {str(index.root)!r} changed since the plan was made; run again")
 
 
@@ -36,15 +37,19 @@ def folder_of(inputs: StageInputs, name: str, role: str = "data") -> Path:
     return inputs.roots[name]
 
 
-def open_task(
-    spec: Mapping[str, Any], inputs: StageInputs, registry: Registry
-) -> tuple[Task[Any], Dataset[Any], Index]:
+def open_task(spec: OfTask, inputs: StageInputs, registry: Registry) -> tuple[Task[Any], Dataset[Any], Index]:
     """The task of a stage, its data set and what is there of it."""
-    task: Task[Any] = registry.build(spec["task"])
-    dataset: Dataset[Any] = registry.build(spec["dataset"])
+    task: Task[Any] = registry.build(spec.task)
+    dataset: Dataset[Any] = registry.build(spec.dataset)
     index = dataset.scan(folder_of(inputs, dataset.name))
-    check_unchanged(dataset.name, spec["dataset"], index)
+    check_unchanged(dataset.name, spec.dataset, index)
     return task, dataset, index
+
+
+def open_fold(spec: FinetuneSpec, inputs: StageInputs, registry: Registry) -> tuple[Task[Any], Fold]:
+    """The task of a stage and its fold."""
+    task, dataset, index = open_task(spec, inputs, registry)
+    return task, read_folds(dataset, index, inputs.folders["folds"])[spec.fold]
 
 
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from anaus_bench.corpus.packed import PackedCorpus, open_corpus
 from anaus_bench.interfaces import MaskSource, StageContext, StageInputs
 from anaus_bench.metrics.label_maps import Row, score_masks, stability, summarise
 from anaus_bench.parallel import batches, in_processes
-from anaus_bench.registry import Registry
+from anaus_bench.planning.specs import MasksSpec
+from anaus_bench.registry import PluginSpec, Registry
 from anaus_bench.rows import write_rows
 from anaus_bench.stages.corpus import reserve
 from anaus_bench.stages.inputs import ready_source
@@ -32,18 +33,18 @@ STABILITY_IMAGES = 16
 Part = tuple[NDArray[np.uint8], list[Row]]
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: MasksSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `label_maps.npy` (N, S, S) uint8, aligned with the corpus, and `regions.csv`, one row of scores per image.
 
     Finished batches survive a kill. The ground truth serves the scores only, unless the source is an oracle.
     """
     corpus = open_corpus(inputs.folders["corpus"])
-    source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
+    source = ready_source(registry.build(spec.masks), inputs.folders.get("fit"), ctx.device)
     source.check(corpus)
     held = _Held(ctx.resume, corpus, ctx.checkpoint_seconds)
     parts = list(batches(len(corpus), BATCH))[held.done :]
     if source.per_image and not source.learned and len(corpus) >= POOL_FROM:
-        found = _in_processes(spec["masks"], registry.files, inputs.folders["corpus"], parts)
+        found = _in_processes(spec.masks, registry.files, inputs.folders["corpus"], parts)
     else:
         found = (_segmented(source, corpus, part, ctx.device) for part in parts)
     start = held.done * BATCH
@@ -118,11 +119,9 @@ def _segmented(source: MaskSource[Any], corpus: PackedCorpus, part: slice, devic
     return maps, score_masks(maps, truth, corpus.boxes()[part])
 
 
-def _in_processes(
-    spec: Mapping[str, Any], files: Sequence[Path], corpus: Path, parts: Sequence[slice]
-) -> Iterator[Part]:
+def _in_processes(spec: PluginSpec, files: Sequence[Path], corpus: Path, parts: Sequence[slice]) -> Iterator[Part]:
     """The same, slice by slice in order, one process per core."""
-    return in_processes(functools.partial(_work, json.dumps(spec), tuple(files), corpus), parts)
+    return in_processes(functools.partial(_work, spec.model_dump_json(), tuple(files), corpus), parts)
 
 
 def _work(spec: str, files: tuple[Path, ...], corpus: Path, part: slice) -> Part:
@@ -134,4 +133,4 @@ def _work(spec: str, files: tuple[Path, ...], corpus: Path, part: slice) -> Part
 def _opened(spec: str, files: tuple[Path, ...], corpus: Path) -> tuple[MaskSource[Any], PackedCorpus]:
     """Once per worker process, which uses one thread."""
     torch.set_num_threads(1)
-    return Registry(files).build(json.loads(spec)), open_corpus(corpus)
+    return Registry(files).build(PluginSpec.model_validate_json(spec)), open_corpus(corpus)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,14 @@ from anaus_bench.corpus.packed import letterbox
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import Case, MaskSource, StageContext, StageInputs
 from anaus_bench.pictures import Column, draw_panel
+from anaus_bench.planning.specs import PanelSpec
 from anaus_bench.registry import Registry
 from anaus_bench.stages.inputs import open_task, ready_source
 
 CASES = 6
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: PanelSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `panel.png`."""
     task, dataset, index = open_task(spec, inputs, registry)
     folds = read_folds(dataset, index, inputs.folders["folds"])
@@ -27,8 +27,8 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     # Evenly over all folds and classes, without a look at the scores.
     chosen = [everything[number] for number in np.linspace(0, len(everything) - 1, CASES).round().astype(int)]
     source = None
-    if spec["masks"] is not None:
-        source = ready_source(registry.build(spec["masks"]), inputs.folders.get("fit"), ctx.device)
+    if spec.masks is not None:
+        source = ready_source(registry.build(spec.masks), inputs.folders.get("fit"), ctx.device)
         blind = source.needs_truth and any(case.read().mask is None for _, case in chosen)
         if blind or source.stored:
             source = None  # it has nothing to show here
@@ -38,7 +38,7 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
         truth, predicted, caption = task.draw(case, inputs.folders[f"fold{fold.number}"])
         columns = [Column("input", picture.image)]
         if source is not None:
-            image, regions = _regions(source, case, spec["size"], ctx.device)
+            image, regions = _regions(source, case, spec.size, ctx.device)
             columns.append(Column(f"{source.name} regions", image, regions=regions))
         if truth is not None:
             columns.append(Column("ground truth", picture.image, contour=truth, colour="lime"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,28 +12,29 @@ from anaus_bench.corpus.view import View
 from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
 from anaus_bench.nn.encoder import Encoder, EncoderCard, save_encoder
+from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
 from anaus_bench.seeds import step_seed
 from anaus_bench.settings.core import PretrainSettings
 from anaus_bench.training.pretraining import pretrain
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: PretrainSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `encoder.safetensors` and, where there was training, `log.csv`."""
-    objective: Objective[Any] = registry.build(spec["objective"])
+    objective: Objective[Any] = registry.build(spec.objective)
     torch.manual_seed(step_seed(ctx.seed, 0))
-    encoder = Encoder(spec["backbone"], objective.finest_stride())
+    encoder = Encoder(spec.backbone, objective.finest_stride())
     start = "random"
-    if spec["init"] == "imagenet":
-        objective.load_imagenet(encoder, spec["locations"]["weights"])
-        start = f"imagenet {spec['weights'][:12]}"
+    if spec.init == "imagenet":
+        objective.load_imagenet(encoder, spec.weights_file or "")
+        start = f"imagenet {(spec.weights or '')[:12]}"
     result: dict[str, Any] = {"initialisation": start, "phantom": False, **objective.describe()}
     view = View()
     if objective.trains:
         corpus = open_corpus(inputs.folders["corpus"])
         masks = inputs.folders.get("masks")
         label_maps = read_array(masks / "label_maps.npy", corpus.images.shape) if masks else None
-        settings = PretrainSettings.model_validate(spec["pretrain"])
+        settings = PretrainSettings.model_validate(spec.pretrain)
         view = objective.views(settings.size)[0]
         kept = without_overlap(corpus, inputs.folders.get("audit"))
         _, facts = pretrain(objective, encoder, corpus, label_maps, kept, settings, ctx)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from anaus_bench.datasets.audit import read_audit
 from anaus_bench.datasets.folds import read_folds
-from anaus_bench.interfaces import StageContext, StageInputs
+from anaus_bench.interfaces import Protocol, StageContext, StageInputs
+from anaus_bench.planning.specs import ScoreSpec
 from anaus_bench.registry import Registry
 from anaus_bench.rows import write_rows
 from anaus_bench.stages.inputs import open_task
 
 
-def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
+def run(spec: ScoreSpec, inputs: StageInputs, ctx: StageContext, registry: Registry) -> dict[str, Any]:
     """Writes `images.csv`, one row per image; returns metrics per fold, their mean and spread, pooled, and notes."""
     task, dataset, index = open_task(spec, inputs, registry)
     folds = read_folds(dataset, index, inputs.folders["folds"])
     scores = task.score([(fold, inputs.folders[f"fold{fold.number}"]) for fold in folds])
     write_rows(ctx.out / "images.csv", scores.rows)
-    notes = scores.notes
+    protocol: Protocol[Any, Any] = registry.build(spec.protocol)
+    notes = scores.notes + protocol.notes()
     if "audit" in inputs.folders:
         found = read_audit(inputs.folders["audit"])
         left_out = ", which were left out of it" if found.overlap == "exclude" else ""

@@ -117,3 +117,22 @@ class _File(pydantic.BaseModel):
 
     format: Literal[1]
     images: list[Instances]
+
+
+def components(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.int32], int]:
+    """8-connected components of at least `min_area` pixels as ids from 1 (H, W), and how many were dropped."""
+    from scipy.ndimage import label
+
+    labels, count = label(mask, structure=np.ones((3, 3)))
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= min_area
+    kept[0] = False
+    ids = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    return ids[labels], count - int(kept.sum())
+
+
+def with_boxes(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The label map and its boxes (N, 4) float32 (x0, y0, x1, y1), where x1 and y1 lie one past the last pixel."""
+    from scipy.ndimage import find_objects
+
+    boxes = [(cols.start, rows.start, cols.stop, rows.stop) for rows, cols in find_objects(labels)]
+    return labels, np.array(boxes, dtype=np.float32).reshape(-1, 4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anaus_bench.interfaces import Task
-from anaus_bench.kit.check import check_dataset, check_description, check_mask_source, check_objective
+from anaus_bench.kit.check import check_dataset, check_description, check_mask_source, check_objective, check_protocol
 from anaus_bench.kit.synthetic import silent_context
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import PRESETS, resolve
@@ -33,6 +33,11 @@ def test_dataset(name: str, tmp_path: Path) -> None:
     check_dataset(REGISTRY.create("datasets", name), tmp_path)
 
 
+@pytest.mark.parametrize("name", REGISTRY.names("protocols"))
+def test_protocol(name: str, tmp_path: Path) -> None:
+    check_protocol(REGISTRY.create("protocols", name, "tiny"), silent_context(tmp_path))
+
+
 @pytest.mark.parametrize("name", REGISTRY.names("tasks"))
 def test_task(name: str) -> None:
     task: Task[object] = REGISTRY.create("tasks", name, "tiny")  # type: ignore[type-var]
@@ -40,6 +45,8 @@ def test_task(name: str) -> None:
     check_description(task)
     assert task.metrics
     assert task.dataset in REGISTRY.names("datasets")
+    assert isinstance(task, REGISTRY.get("protocols", task.protocol).task_class)
+    assert {*task.split_settings, *task.score_settings} <= set(type(task.settings).model_fields)
     assert task.settings.folds >= 2  # type: ignore[attr-defined]
 
 

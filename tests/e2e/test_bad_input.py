@@ -61,7 +61,7 @@ def test_without_data_the_error_says_what_it_is_how_to_get_it_and_that_demo_runs
         ),
         ((*TINY, "udiat", "--preset", "demmo"), ("unknown preset 'demmo'", "did you mean 'demo'")),
         ((*TINY, "udiat", "--backbone", "resnet19"), ("unknown backbone 'resnet19'", "resnet18")),
-        ((*TINY, "udiat", "--set", "task.epoch=1"), ("unknown setting 'task.epoch'", "did you mean 'epochs'")),
+        ((*TINY, "udiat", "--set", "protocol.epoch=1"), ("unknown setting 'protocol.epoch'", "did you mean 'epochs'")),
         ((*TINY, "udiat", "--set", "pretrain.batch=0"), ("pretrain.batch=0", "greater than or equal to 2")),
         (
             (*TINY, "udiat", "--set", "objektive.x=1"),
@@ -75,6 +75,10 @@ def test_without_data_the_error_says_what_it_is_how_to_get_it_and_that_demo_runs
         ((*TINY, "udiat", "--set", "data.bussi.x=3"), ("unknown data set 'bussi'", "did you mean 'busi'")),
         ((*TINY, "udiat", "--set", "pretrain=fast"), ("pretrain is a section", "pretrain.NAME=VALUE")),
         ((*TINY, "udiat", "--set", "masks.foo=1"), ("pass --masks",)),
+        ((*TINY, "udiat", "--set", "data.busi.x=3"), ("data.busi.x: nothing in this cell reads that",)),
+        ((*TINY, "udiat", "--set", "objective=5"), ("objective is a section",)),
+        ((*TINY, "udiat", "--set", "executor.nonsense=1"), ("unknown setting 'executor.nonsense'",)),
+        ((*TINY, "udiat", "--method", "byol", "--corpus", "phantom+phantom"), ("names a data set twice",)),
         (("show", "method", "byoll"), ("did you mean 'byol'",)),
         ((*TINY, "udiat", "--set", "task.epochs=1", "--set", "task.epochs=2"), ("set one value", "leave one out")),
         ((*TINY, "udiat", "--data-root", "bf=a", "--data-root", "butterfly=b"), ("gives 'butterfly' twice, 'a' and",)),
@@ -232,7 +236,7 @@ def test_a_damaged_artifact_is_refused_and_named(command: Command) -> None:
     content[-1] ^= 1
     encoder.write_bytes(content)
 
-    outcome = command(*cell, "--seed", "0", "--set", "task.epochs=3")
+    outcome = command(*cell, "--seed", "0", "--set", "protocol.epochs=3")
 
     refused(outcome, "encoder.safetensors is damaged", f"delete {encoder.parent} and run again")
     assert command("doctor").code == 1

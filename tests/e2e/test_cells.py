@@ -43,7 +43,7 @@ def test_a_cell_runs_and_a_second_run_executes_no_stage(
         values = [fold[key] for fold in result["folds"] if not math.isnan(fold[key])]
         assert math.isnan(mean) or mean == pytest.approx(sum(values) / len(values))
     ran = {path.name for path in Path("anaus-store").iterdir() if path.is_dir()}
-    assert ran == kinds | {"phantoms", "folds", "pretrain", "finetune", "score", "panel"}
+    assert ran == kinds | {"phantoms", "folds", "pretrain", "finetune", "predict", "score", "panel"}
     with Image.open(result["panel"]) as panel:
         assert panel.size[0] > 300
 
@@ -78,7 +78,7 @@ def test_cells_share_stages(command: Command) -> None:
 def test_the_folds_do_not_depend_on_how_a_task_trains(command: Command) -> None:
     cell = ("--preset", "tiny", "--json", "--method", "byol", "--task", "busi-cls")
 
-    plans = [command("plan", *cell, *words).data["stages"] for words in ((), ("--set", "task.epochs=7"))]
+    plans = [command("plan", *cell, *words).data["stages"] for words in ((), ("--set", "protocol.epochs=7"))]
 
     first, second = ({stage["kind"]: stage["key"] for stage in stages} for stages in plans)
     assert {kind for kind in first if first[kind] == second[kind]} == {
@@ -136,7 +136,7 @@ def test_the_printed_result_names_its_mark_its_folds_and_its_files(command: Comm
     assert done.code == 0
     for words in ("random on busi-cls [phantom]", "fold 1", "fold 2", "mean ± sd", "pooled", "panel.png", "images.csv"):
         assert words in done.out
-    assert "7 stages run in" in done.err
+    assert "9 stages run in" in done.err
 
 
 def test_data_and_masks_commands(command: Command) -> None:

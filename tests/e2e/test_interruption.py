@@ -15,7 +15,7 @@ from tests.e2e.conftest import Command
 
 CELL = (
     "run", "--preset", "tiny", "--device", "cpu", "--method", "byol", "--task", "busi-cls",
-    "--set", "pretrain.steps=40", "--set", "task.epochs=8",
+    "--set", "pretrain.steps=40", "--set", "protocol.epochs=8",
 )  # fmt: skip
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -43,7 +43,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ) -> None:
     assert command(*CELL, "--store", "whole").code == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
-    for later in ("pretrain", "finetune", "score", "panel"):
+    for later in ("pretrain", "finetune", "predict", "score", "panel"):
         shutil.rmtree(tmp_path / "stopped" / later)
     process = start(*CELL, "--store", "stopped", "--set", "executor.checkpoint_seconds=0")
     wait_for(f"{kind}/.*/resume/*.pt", tmp_path / "stopped", process)
@@ -58,7 +58,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
     assert again.code == 0, again.err
     assert "resumed at step" in again.err
-    for finished in ("pretrain", "finetune", "score"):
+    for finished in ("pretrain", "finetune", "predict", "score"):
         assert files(tmp_path / "stopped", finished) == files(tmp_path / "whole", finished)
 
 

@@ -127,7 +127,7 @@ class DenseCL(Objective[DenseCLSettings]):
         A query's cell is paired with the key's cell of the most similar backbone features (Sec. 3.4). Negatives of
         cells are the mean dense projections of earlier images. The keys are queued after the losses.
         """
-        from anaus_bench.nn.contrast import gather_images
+        from anaus_bench.distributed.group import gather_rows
         from anaus_bench.nn.contrast_images import queue_nce
         from anaus_bench.nn.pooling import embedding_spread
 
@@ -145,8 +145,8 @@ class DenseCL(Objective[DenseCLSettings]):
         dense = queue_nce(
             dense_query.flatten(0, 1), positives.flatten(0, 1), dense_queue.keys.clone(), settings.temperature
         )
-        queue.enqueue(gather_images(key)[0])
-        dense_queue.enqueue(gather_images(mean_dense_key)[0])
+        queue.enqueue(gather_rows(key)[0])
+        dense_queue.enqueue(gather_rows(mean_dense_key)[0])
         weight = settings.dense_weight if batch.step >= settings.warmup_steps else 0.0
         logs = {
             "global": image.detach(),

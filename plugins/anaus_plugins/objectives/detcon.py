@@ -122,7 +122,8 @@ class DetCon(Objective[DetConSettings]):
 
         Each view draws its own masks, the same for both networks. An image whose views share no id adds 0.
         """
-        from anaus_bench.nn.contrast import detcon_nce, gather_images, positive_cosine
+        from anaus_bench.distributed.group import gather_rows
+        from anaus_bench.nn.contrast import detcon_nce, positive_cosine
         from anaus_bench.nn.pooling import embedding_spread
 
         generator = torch.Generator().manual_seed(batch.seed)
@@ -138,7 +139,7 @@ class DetCon(Objective[DetConSettings]):
                 ]
         (first, start), (second, _) = self._gather(targets[0]), self._gather(targets[1])
         candidates = torch.stack([first, second])
-        ids = torch.stack([gather_images(drawn.ids)[0] for drawn in regions])
+        ids = torch.stack([gather_rows(drawn.ids)[0] for drawn in regions])
         tau = self.settings.temperature
         loss = detcon_nce(anchors[0], candidates.flip(0), regions[0].ids, ids.flip(0), tau, start)
         loss = loss + detcon_nce(anchors[1], candidates, regions[1].ids, ids, tau, start)
@@ -178,13 +179,9 @@ class DetCon(Objective[DetConSettings]):
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, int]:
         """Rows of all processes, and the position of the first of this one's; variant s keeps their gradients."""
-        from lightly.utils import dist
+        from anaus_bench.distributed.group import gather_rows
 
-        from anaus_bench.nn.contrast import gather_images
-
-        if self.settings.variant == "b" or dist.world_size() == 1:
-            return gather_images(rows)
-        return torch.cat(dist.gather(rows)), dist.rank() * len(rows)
+        return gather_rows(rows, gradients=self.settings.variant == "s")
 
 
 @hookimpl

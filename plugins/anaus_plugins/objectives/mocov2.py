@@ -120,7 +120,7 @@ class MoCoV2(Objective[MoCoV2Settings]):
 
     def loss(self, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE against the queue as it was; then the keys of all processes are written to it."""
-        from anaus_bench.nn.contrast import gather_images
+        from anaus_bench.distributed.group import gather_rows
         from anaus_bench.nn.contrast_images import pair_logs, queue_nce
 
         query_view, key_view = batch.views
@@ -128,7 +128,7 @@ class MoCoV2(Objective[MoCoV2Settings]):
         queries = nets["projector"](cast("Encoder", nets["encoder"]).vector(query_view))  # (B, D)
         keys = self._keys(nets, key_view, batch.seed)
         loss = queue_nce(queries, keys, queue.keys.clone(), self.settings.temperature)
-        queue.enqueue(gather_images(keys)[0])
+        queue.enqueue(gather_rows(keys)[0])
         return loss, pair_logs(queries, keys)
 
     def _keys(self, nets: nn.ModuleDict, images: Tensor, seed: int) -> Tensor:

@@ -171,7 +171,7 @@ class USUCL(Objective[USUCLSettings]):
         The far frames pass together and with gradients; the memory of which synthetic negatives are made are those of
         this batch, of all processes, without gradients.
         """
-        from anaus_bench.nn.contrast import gather_images
+        from anaus_bench.distributed.group import gather_rows
         from anaus_bench.nn.contrast_images import pair_logs
 
         settings, count = self.settings, len(batch.labels)
@@ -180,7 +180,7 @@ class USUCL(Objective[USUCLSettings]):
         negatives = self._embed(nets, "", torch.cat(far)).view(settings.negatives, count, -1).transpose(0, 1)
         with torch.no_grad():
             keys = self._embed(nets, "target_", neighbour)
-            memory, first_item = gather_images(negatives.detach())  # (U, N, D)
+            memory, first_item = gather_rows(negatives.detach())  # (U, N, D)
         synthetic = synthetic_negatives(
             anchors,
             memory,

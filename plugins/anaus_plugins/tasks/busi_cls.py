@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from anaus_bench.hookspecs import hookimpl
-from anaus_bench.tasks.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
+from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.classification import ACCURACY, MACRO_F1, ClassificationTask
 
 
-class BUSIClassification(ClassificationTask[ClassificationSettings]):
+class BUSIClassification(ClassificationTask[TaskSettings]):
     """Benign, malignant or normal, 780 images."""
 
     name = "busi-cls"

@@ -15,7 +15,7 @@ NORMAL = 2
 
 
 class BUSISegmentationSettings(SegmentationSettings):
-    """Mask R-CNN on BUSI."""
+    """Which images of BUSI."""
 
     include_normal: bool = Field(False, description="also train and test on the images without a lesion (133 of 780)")
 

@@ -18,7 +18,7 @@ STRUCTURES = {"left-ventricle": 1, "myocardium": 2, "left-atrium": 3}
 
 
 class CAMUSSettings(SegmentationSettings):
-    """Mask R-CNN on one structure of CAMUS."""
+    """Which structure of CAMUS."""
 
     structure: Literal["left-ventricle", "myocardium", "left-atrium"] = Field(
         "left-ventricle", description="which structure is segmented"
@@ -35,7 +35,8 @@ class CAMUS(SegmentationTask[CAMUSSettings]):
 
     def foreground(self, mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """The chosen structure alone."""
-        return mask == STRUCTURES[self.settings.structure]
+        chosen: NDArray[np.bool_] = mask == STRUCTURES[self.settings.structure]
+        return chosen
 
 
 @hookimpl

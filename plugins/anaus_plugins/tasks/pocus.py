@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Metric
-from anaus_bench.tasks.classification import ACCURACY, MACRO_F1, ClassificationSettings, ClassificationTask
+from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.classification import ACCURACY, MACRO_F1, ClassificationTask
 
 
-class POCUS(ClassificationTask[ClassificationSettings]):
+class POCUS(ClassificationTask[TaskSettings]):
     """COVID-19, pneumonia or regular, folds of whole patients; the columns per class are recalls."""
 
     name = "pocus"

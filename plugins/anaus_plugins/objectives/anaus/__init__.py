@@ -121,7 +121,8 @@ class AnaUS(Objective[AnaUSSettings]):
         self, nets: nn.ModuleDict, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """L_ana: Eq. 5 over directions and scales."""
-        from anaus_bench.nn.contrast import detcon_nce, gather_images, positive_cosine, region_nce
+        from anaus_bench.distributed.group import gather_rows
+        from anaus_bench.nn.contrast import detcon_nce, positive_cosine, region_nce
         from anaus_bench.nn.pooling import embedding_spread
 
         settings = self.settings
@@ -132,12 +133,12 @@ class AnaUS(Objective[AnaUSSettings]):
         online, target = self._sampler().draw_pair(first, second, generator)
         predictions = {view: self._predict(nets, batch.views[view], online[view].masks) for view, _ in directions}
         projections = {view: self._project_target(nets, batch.views[view], target[view].masks) for view in needed}
-        all_ids = {view: gather_images(target[view].ids)[0] for view in needed}
+        all_ids = {view: gather_rows(target[view].ids)[0] for view in needed}
 
         logs: dict[str, Tensor] = {}
         cosines: list[Tensor] = []
         for stride in self.strides:
-            gathered = {view: gather_images(projections[view][stride]) for view in needed}
+            gathered = {view: gather_rows(projections[view][stride]) for view in needed}
             losses = []
             for view, other in directions:
                 blocks = (other, view) if settings.negatives == "both" else (other,)

@@ -11,8 +11,6 @@ from anaus_bench.settings.base import Settings
 from anaus_bench.settings.fields import CropArea
 
 SCALES = (32, 16, 8, 4)  # strides, coarsest first: 7, 14, 28 and 56 cells at 224 pixels
-
-
 DEEPEST = SCALES[0]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from anaus_bench.errors import SettingsError
@@ -13,7 +14,7 @@ from anaus_bench.training.batching import encoder_card
 
 if TYPE_CHECKING:
     from anaus_bench.nn.encoder import Encoder
-    from anaus_bench.tasks.segmentation import SegmentationSettings
+    from anaus_plugins.protocols.maskrcnn.settings import MaskRCNNSettings
 
 NUM_CLASSES = 2
 """Background and foreground."""
@@ -22,13 +23,13 @@ LONGEST_TO_SHORTEST = 1333 / 800
 """Ratio of the largest longest to the shortest side of resized images, as in torchvision and detectron2."""
 
 
-def anchor_sizes(settings: SegmentationSettings) -> tuple[float, ...]:
+def anchor_sizes(settings: MaskRCNNSettings) -> tuple[float, ...]:
     """One anchor side per level P2..P6 in pixels of the resized image: smallest * 2^k."""
     smallest = settings.smallest_anchor or settings.size / 16
     return tuple(smallest * 2**level for level in range(5))
 
 
-def build_maskrcnn(encoder: Encoder, settings: SegmentationSettings) -> nn.Module:
+def build_maskrcnn(encoder: Encoder, settings: MaskRCNNSettings) -> nn.Module:
     """A `MaskRCNN` of torchvision for one foreground class, with the encoder's backbone and, if transferred, pyramid.
 
     It takes a list of images (3, H, W) float32 in [0, 1] of any size, normalises them as in pre-training, and answers
@@ -69,7 +70,7 @@ def build_maskrcnn(encoder: Encoder, settings: SegmentationSettings) -> nn.Modul
     return model
 
 
-def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
+def build_backbone(encoder: Encoder, settings: MaskRCNNSettings) -> Any:
     """Backbone with the encoder's weights and pyramid: levels P2..P5 and the subsampled P6, 256 channels each.
 
     Raises:
@@ -77,13 +78,13 @@ def build_backbone(encoder: Encoder, settings: SegmentationSettings) -> Any:
     """
     if settings.transfer == "backbone+fpn" and (encoder.pyramid is None or encoder.finest_stride != 4):
         raise SettingsError(
-            "task.transfer='backbone+fpn' needs an encoder with a pyramid down to stride 4, found one whose finest "
-            f"trained map has stride {encoder.finest_stride}; use task.transfer='backbone'"
+            "protocol.transfer='backbone+fpn' needs an encoder with a pyramid down to stride 4, found one whose finest "
+            f"trained map has stride {encoder.finest_stride}; use protocol.transfer='backbone'"
         )
     return _vit_backbone(encoder, settings) if encoder.arch in VITS else _resnet_backbone(encoder, settings)
 
 
-def _vit_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
+def _vit_backbone(encoder: Any, settings: MaskRCNNSettings) -> Any:
     """A copy of the transformer with ViTDet's pyramid; level P5 of the encoder's has no counterpart and stays new."""
     from anaus_bench.nn.encoder import PYRAMID_CHANNELS
     from anaus_bench.nn.vit import SimplePyramidBackbone
@@ -96,7 +97,7 @@ def _vit_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
     return backbone
 
 
-def _resnet_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
+def _resnet_backbone(encoder: Any, settings: MaskRCNNSettings) -> Any:
     """A `BackboneWithFPN` of torchvision."""
     import torchvision
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -121,14 +122,21 @@ def _resnet_backbone(encoder: Any, settings: SegmentationSettings) -> Any:
     return backbone
 
 
-def run_trunks_in_bf16(model: Any, device_type: str) -> None:
-    """Autocasts backbone, pyramid and the convolutional and linear trunks of the heads; what they return is float32.
+@contextmanager
+def trunks_in_bf16(model: Any, device_type: str) -> Iterator[None]:
+    """Meanwhile backbone, pyramid and the convolutional and linear trunks of the heads are autocast, and give float32.
 
     The whole model must not be autocast: torchvision decodes boxes in the dtype of the regressed deltas, and bf16
     rounds coordinates from 256 px on to 2 px.
     """
-    for trunk in (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.mask_head):
+    trunks = (model.backbone, model.rpn.head, model.roi_heads.box_head, model.roi_heads.mask_head)
+    for trunk in trunks:
         trunk.forward = _in_bf16(trunk.forward, device_type)
+    try:
+        yield
+    finally:
+        for trunk in trunks:
+            del trunk.forward
 
 
 def freeze_below(body: nn.Module, stages: Sequence[tuple[str, ...]], trainable_layers: int) -> None:

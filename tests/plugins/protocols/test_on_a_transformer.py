@@ -10,21 +10,20 @@ import torch
 
 from anaus_bench.errors import SettingsError
 from anaus_bench.interfaces import StageContext
-from anaus_bench.nn.encoder import Encoder, EncoderCard
+from anaus_bench.nn.encoder import Encoder
 from anaus_bench.tasks import instances as stored
-from anaus_bench.tasks.classification import build_classifier
-from anaus_bench.tasks.segmentation import SegmentationSettings
+from anaus_plugins.protocols.finetune import FineTuning, build_classifier
+from anaus_plugins.protocols.maskrcnn import MaskRCNN
 from anaus_plugins.protocols.maskrcnn.model import build_maskrcnn
-from tests.protocols.test_classification import TINY as CLASSIFY
-from tests.protocols.test_classification import Shades, shade_fold
-from tests.protocols.test_segmentation import TINY, Discs, disc_fold
+from anaus_plugins.protocols.maskrcnn.settings import MaskRCNNSettings
+from tests.plugins.protocols.test_finetune import TINY as CLASSIFY
+from tests.plugins.protocols.test_maskrcnn import TINY
+from tests.toy_tasks import DISCS, SHADES, disc_fold, run_fold, shade_fold
+from tests.toy_tasks import toy_encoder as any_encoder
 
 
-def make_encoder(finest_stride: int = 32) -> Encoder:
-    torch.manual_seed(0)
-    encoder = Encoder("vit_ti_16", finest_stride)
-    encoder.card = EncoderCard("vit_ti_16", finest_stride, (0.2,) * 3, (0.3,) * 3, "random", "random")
-    return encoder
+def toy_encoder(finest_stride: int = 32) -> Encoder:
+    return any_encoder("vit_ti_16", finest_stride)
 
 
 def blocks(first: int) -> set[str]:
@@ -52,7 +51,7 @@ STEM = {"class_token", "conv_proj", "encoder.pos_embedding"}
     ],
 )
 def test_gradients_are_left_to_the_trainable_part_of_a_transformer(trainable: str, expected: set[str]) -> None:
-    encoder = build_classifier(make_encoder(), 3, trainable)["encoder"]
+    encoder = build_classifier(toy_encoder(), 3, trainable)["encoder"]
 
     trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
 
@@ -63,7 +62,7 @@ def test_gradients_are_left_to_the_trainable_part_of_a_transformer(trainable: st
     ("layers", "expected"), [(0, set()), (1, blocks(9)), (3, blocks(3)), (4, blocks(0)), (5, blocks(0) | STEM)]
 )
 def test_trainable_layers_of_a_transformer_are_quarters_of_its_blocks(layers: int, expected: set[str]) -> None:
-    model: Any = build_maskrcnn(make_encoder(), SegmentationSettings(trainable_layers=layers))
+    model: Any = build_maskrcnn(toy_encoder(), MaskRCNNSettings(trainable_layers=layers))
 
     trained = {part(name) for name, parameter in model.backbone.body.named_parameters() if parameter.requires_grad}
 
@@ -72,8 +71,8 @@ def test_trainable_layers_of_a_transformer_are_quarters_of_its_blocks(layers: in
 
 
 def test_the_detector_takes_five_levels_from_the_last_map_of_the_encoder() -> None:
-    encoder = make_encoder().eval()
-    model: Any = build_maskrcnn(encoder, SegmentationSettings()).eval()
+    encoder = toy_encoder().eval()
+    model: Any = build_maskrcnn(encoder, MaskRCNNSettings()).eval()
     images = torch.rand(2, 3, 64, 96)
 
     maps = model.backbone(images)
@@ -89,8 +88,8 @@ def test_the_detector_takes_five_levels_from_the_last_map_of_the_encoder() -> No
 
 
 def test_a_trained_pyramid_computes_the_same_in_the_detector() -> None:
-    encoder = make_encoder(finest_stride=4).eval()
-    model: Any = build_maskrcnn(encoder, SegmentationSettings(transfer="backbone+fpn")).eval()
+    encoder = toy_encoder(finest_stride=4).eval()
+    model: Any = build_maskrcnn(encoder, MaskRCNNSettings(transfer="backbone+fpn")).eval()
     images = torch.rand(1, 3, 64, 64)
 
     maps = model.backbone(images)
@@ -98,13 +97,13 @@ def test_a_trained_pyramid_computes_the_same_in_the_detector() -> None:
     for level, stride in enumerate((4, 8, 16)):
         torch.testing.assert_close(maps[str(level)], encoder(images)[stride])
     with pytest.raises(SettingsError, match="needs an encoder with a pyramid"):
-        build_maskrcnn(make_encoder(), SegmentationSettings(transfer="backbone+fpn"))
+        build_maskrcnn(toy_encoder(), MaskRCNNSettings(transfer="backbone+fpn"))
 
 
 @pytest.mark.parametrize("norm", ["frozen", "bn", "gn"])
 def test_a_step_trains_the_transformer_its_pyramid_and_the_heads(norm: str) -> None:
     settings = TINY.model_copy(update={"norm": norm})
-    model: Any = build_maskrcnn(make_encoder(), settings).train()
+    model: Any = build_maskrcnn(toy_encoder(), settings).train()
     image, target = torch.rand(3, 60, 70), torch.zeros(60, 70, dtype=torch.uint8)
     target[20:40, 10:30] = 1
     truth = {
@@ -129,7 +128,7 @@ def test_a_fold_is_segmented_at_the_images_own_size_with_either_optimiser(
     fold, logs = disc_fold(train=4, test=1), {}
     for optimiser in ("sgd", "adamw"):
         ctx = stage_context(optimiser)
-        Discs(TINY.model_copy(update={"optimiser": optimiser})).fit(make_encoder(), fold, ctx)
+        run_fold(MaskRCNN(TINY.model_copy(update={"optimiser": optimiser})), DISCS, fold, ctx, toy_encoder())
         logs[optimiser] = (ctx.out / "log.csv").read_text()
 
         (instances,) = stored.read_predictions(ctx.out).values()
@@ -141,6 +140,6 @@ def test_a_fold_is_segmented_at_the_images_own_size_with_either_optimiser(
 def test_classes_that_differ_in_brightness_are_learned(stage_context: Callable[..., StageContext]) -> None:
     settings = CLASSIFY.model_copy(update={"epochs": 6, "base_lr": 1e-3})
     ctx, fold = stage_context(), shade_fold()
-    Shades(settings).fit(make_encoder(), fold, ctx)
+    run_fold(FineTuning(settings), SHADES, fold, ctx, toy_encoder())
 
-    assert Shades(settings).score([(fold, ctx.out)]).pooled["accuracy"] == 1.0
+    assert SHADES.score([(fold, ctx.out)]).pooled["accuracy"] == 1.0

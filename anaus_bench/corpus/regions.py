@@ -1,3 +1,0 @@
-"""Label maps: connected regions and contiguous ids."""
-
-from __future__ import annotations

@@ -1,3 +1,0 @@
-"""Running statistics of batch norm, kept from what they should not see."""
-
-from __future__ import annotations
