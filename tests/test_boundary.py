@@ -283,8 +283,8 @@ def test_errors_of_the_machine_pass_as_they_are(install: Install) -> None:
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        ("images[:, 0] > 40", "Tensor of torch.bool and shape .* on cpu; expected label maps, uint8 of shape"),
-        ("images", r"shape \(2, 1, 64, 64\) on cpu; expected label maps, uint8 of shape \(2, 64, 64\)"),
+        ("images[:, 0] > 40", "Tensor of torch.bool and shape .* on cpu; expected uint8 of shape"),
+        ("images", r"shape \(2, 1, 64, 64\) on cpu; expected uint8 of shape \(2, 64, 64\)"),
         ("images[:, 0, ::2]", r"shape \(2, 32, 64\)"),
         ("images.numpy()", "ndarray of uint8 .*; expected a tensor"),
         ("(images[:, 0] > 40).to(torch.uint8) * 3", r"the ids \[0, 3\]; expected ids from 0 on without a gap"),

@@ -143,7 +143,9 @@ def _label_maps(source: MaskSource[Any], maps: Tensor, images: Tensor, truth: Te
     require(isinstance(maps, torch.Tensor), kind_of(maps), "a tensor")
     shape = (images.shape[0], *images.shape[2:])
     fits = maps.dtype == torch.uint8 and maps.shape == shape and maps.device == images.device
-    require(fits, f"{kind_of(maps)} on {maps.device}", f"label maps, uint8 of shape {shape} on {images.device}")
+    require(
+        fits, f"{kind_of(maps)} on {maps.device}", f"uint8 of shape {shape} on {images.device}: at most 256 regions"
+    )
     last = maps.flatten(1).amax(dim=1)
     shift = 256 * torch.arange(len(maps), device=maps.device)[:, None]
     there = torch.bincount((maps.flatten(1).long() + shift).flatten(), minlength=256 * len(maps)).view(-1, 256) > 0
