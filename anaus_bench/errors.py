@@ -1,9 +1,27 @@
 """What a user can fix: every error the command prints as one line and ends with exit code 2.
 
-A message is lower case, says what was found, what was expected and the next step.
+A message is lower case, says what was found, what was expected and the next step. What it quotes is anybody's text:
+`shown` keeps a value short, `escape` keeps a line one line and the terminal's settings as they are.
 """
 
 from __future__ import annotations
+
+import re
+
+LONGEST = 200  # characters of a value in a message
+# Control codes (C0, C1), what ends a line or turns its direction, and halves of characters that no encoding can write.
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its `repr`, cut where it is longer than `LONGEST` characters."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+
+
+def escape(text: str) -> str:
+    """The text with its control codes written out: an escape is the four characters `\\x1b`, a line feed `\\n`."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class AnausError(Exception):

@@ -7,24 +7,31 @@ plugin that fails to import.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 import pydantic
 
 from anaus_bench import hookspecs
-from anaus_bench.errors import PluginError
+from anaus_bench.errors import PluginError, shown
 from anaus_bench.interfaces import Plugin
-from anaus_bench.settings.base import did_you_mean, location_names, resolve
+from anaus_bench.interfaces.breach import require
+from anaus_bench.interfaces.contract import CONTRACTS, check_class
+from anaus_bench.interfaces.guard import guarded, plugin_code, reason
+from anaus_bench.settings.base import Settings, did_you_mean, location_names, resolve
+
+ResultT = TypeVar("ResultT")
 
 # kind -> (what one is called, prefix of its settings on the command line)
 KINDS: Mapping[str, tuple[str, str]] = {
@@ -66,14 +73,16 @@ class Registry:
 
     def __init__(self, files: Sequence[Path] = ()) -> None:
         self.files = tuple(Path(file).resolve() for file in files)
+        for file, count in Counter(self.files).items():
+            if count > 1:
+                raise PluginError(f"plugin file {str(file)!r} is given {count} times; leave the others out")
+        self._managers: dict[ModuleType, pluggy.PluginManager] = {}
         self._entries: dict[str, dict[str, list[importlib.metadata.EntryPoint]]] = {}
         installed = importlib.metadata.entry_points()
         for kind in KINDS:
             owners = self._entries[kind] = {}
-            for entry in installed.select(group=f"anaus_bench.{kind}"):
-                known = owners.setdefault(entry.name, [])
-                if all(entry.value != other.value for other in known):  # an editable install may be listed twice
-                    known.append(entry)
+            for entry in _once(installed.select(group=f"anaus_bench.{kind}")):
+                owners.setdefault(entry.name, []).append(entry)
         self._loaded: dict[tuple[str, str], type[Plugin[Any]]] = {}
         self._digests: dict[tuple[str, str], dict[str, str]] = {}
         for file in self.files:
@@ -94,15 +103,17 @@ class Registry:
         return self._loaded[kind, name]
 
     def create(self, kind: str, name: str, preset: str = "paper", overrides: Mapping[str, Any] | None = None) -> Any:
-        """A plugin with its settings resolved.
+        """A plugin with its settings resolved; what it does from here on is looked at (`interfaces.guard`).
 
         Raises:
-            PluginError: As `get`.
+            PluginError: As `get`, or it cannot be made.
             SettingsError: Unknown or wrong settings.
         """
         cls = self.get(kind, name)
         section = f"data.{name}" if kind == "datasets" else KINDS[kind][1]
-        return cls(resolve(cls.settings_class, section, preset, overrides))
+        with plugin_code(f"{_title(kind, name)}: {cls.settings_class.__name__}", _file(cls)):
+            settings = resolve(cls.settings_class, section, preset, overrides)
+        return self._make(kind, cls, settings)
 
     def spec(self, kind: str, plugin: Plugin[Any]) -> PluginSpec:
         """What stands for a plugin in a key and suffices to build it again."""
@@ -118,16 +129,31 @@ class Registry:
     def build(self, spec: PluginSpec) -> Any:
         """The plugin of a `spec`."""
         cls = self.get(spec.kind, spec.name)
-        return cls(cls.settings_class.model_validate(spec.settings))
+        return self._make(spec.kind, cls, cls.settings_class.model_validate(spec.settings))
 
     def extensions(self) -> pluggy.PluginManager:
-        """Manager of the hooks that everyone may answer (group `anaus_bench.extensions`, and plugin files)."""
+        """Manager of the hooks that everyone may answer (group `anaus_bench.extensions`, and plugin files).
+
+        Raises:
+            PluginError: A module fails to import, or misspells a hook.
+        """
+        return self._extensions
+
+    @functools.cached_property
+    def _extensions(self) -> pluggy.PluginManager:
         manager = _manager()
-        for entry in importlib.metadata.entry_points(group="anaus_bench.extensions"):
-            manager.register(_import(entry.value, f"extension {entry.name!r}"), entry.value)
-        for file in self.files:
-            manager.register(sys.modules[_module_name(file)], str(file))
+        entries = _once(importlib.metadata.entry_points(group="anaus_bench.extensions"))
+        modules = [_import(entry.value, f"extension {entry.name!r}") for entry in entries]
+        for module in dict.fromkeys([*modules, *(sys.modules[_module_name(file)] for file in self.files)]):
+            self._manager_of(module)  # checks the names of its hooks
+            manager.register(module)
         return manager
+
+    def _make(self, kind: str, cls: type[Plugin[Any]], settings: Settings) -> Plugin[Any]:
+        who = _title(kind, cls.name)
+        with plugin_code(f"{who}: __init__", _file(cls)):
+            plugin = cls(settings)
+        return guarded(plugin, who, CONTRACTS[kind].checks)
 
     def _load(self, kind: str, name: str) -> type[Plugin[Any]]:
         title, _ = KINDS[kind]
@@ -135,14 +161,14 @@ class Registry:
         if not entries:
             names = self.names(kind)
             raise PluginError(
-                f"unknown {title} {name!r}{did_you_mean(name, names)} (installed: {', '.join(names) or 'none'})"
+                f"unknown {title} {shown(name)}{did_you_mean(name, names)} (installed: {', '.join(names) or 'none'})"
             )
         if len(entries) > 1:
             owners = ", ".join(sorted(_owner(entry) for entry in entries))
             raise PluginError(f"{title} {name!r} is offered twice, by {owners}; uninstall one of them")
         (entry,) = entries
         module = _import(entry.value, f"{title} {name!r} of {_owner(entry)}")
-        classes = {cls.name: cls for cls in _offered(module, kind)}
+        classes = {cls.name: cls for cls in self._offered(module, kind)}
         if name not in classes:
             raise PluginError(
                 f"{title} {name!r} of {_owner(entry)}: {entry.value} offers {', '.join(sorted(classes)) or 'nothing'}; "
@@ -156,15 +182,13 @@ class Registry:
         spec = importlib.util.spec_from_file_location(_module_name(file), file)
         if spec is None or spec.loader is None:
             raise PluginError(f"plugin file {str(file)!r} is no Python file; expected a name that ends in .py")
+        loader = spec.loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # a file of the user's may raise anything
-            raise PluginError(f"plugin file {str(file)!r} fails to import: {_reason(error)}") from error
+        _loaded(f"plugin file {str(file)!r}", lambda: loader.exec_module(module))
         added, digest = 0, hashlib.sha256(file.read_bytes()).hexdigest()
         for kind, (title, _) in KINDS.items():
-            for cls in _offered(module, kind):
+            for cls in self._offered(module, kind):
                 if cls.name in self.names(kind):
                     raise PluginError(f"plugin file {str(file)!r}: {title} {cls.name!r} is installed; rename yours")
                 self._loaded[kind, cls.name] = cls
@@ -174,6 +198,37 @@ class Registry:
             hooks = ", ".join(f"anaus_{kind}" for kind in KINDS)
             raise PluginError(f"plugin file {str(file)!r} offers nothing; implement one of the hooks {hooks}")
 
+    def _offered(self, module: ModuleType, kind: str) -> list[type[Plugin[Any]]]:
+        """Classes that a module's hook of this kind returns, each looked at.
+
+        Raises:
+            PluginError: The hook fails or returns something else, or a class does not describe itself as it must.
+        """
+        offered: list[type[Plugin[Any]]] = []
+        who = f"{module.__file__ or module.__name__}: anaus_{kind}"
+        with plugin_code(who, module.__file__):
+            for classes in getattr(self._manager_of(module).hook, f"anaus_{kind}")():
+                require(isinstance(classes, list | tuple), shown(classes), "a list of classes")
+                for cls in classes:
+                    check_class(cls, CONTRACTS[kind])
+                    require(all(cls.name != other.name for other in offered), f"{cls.name!r} twice", "each name once")
+                    offered.append(cls)
+        return offered
+
+    def _manager_of(self, module: ModuleType) -> pluggy.PluginManager:
+        """The one manager of a module, the names of whose hooks were checked."""
+        if module not in self._managers:
+            manager = _manager()
+            try:
+                manager.register(module)
+                manager.check_pending()
+            except pluggy.PluginValidationError as error:
+                raise PluginError(
+                    f"{module.__file__ or module.__name__}: {error}; the hooks are listed in anaus_bench/hookspecs.py"
+                ) from error
+            self._managers[module] = manager
+        return self._managers[module]
+
 
 def _manager() -> pluggy.PluginManager:
     manager = pluggy.PluginManager("anaus_bench")
@@ -181,30 +236,30 @@ def _manager() -> pluggy.PluginManager:
     return manager
 
 
-def _offered(module: ModuleType, kind: str) -> list[type[Plugin[Any]]]:
-    """Classes that a module's hook of this kind returns; checks the names of all its hooks."""
-    manager = _manager()
-    manager.register(module)
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        raise PluginError(f"{module.__name__}: {error}; the hooks are listed in anaus_bench/hookspecs.py") from error
-    offered = [cls for classes in getattr(manager.hook, f"anaus_{kind}")() for cls in classes]
-    for cls in offered:
-        if not (inspect.isclass(cls) and issubclass(cls, Plugin) and isinstance(getattr(cls, "name", None), str)):
-            raise PluginError(f"{module.__name__}: anaus_{kind} returned {cls!r}; expected plugin classes with a name")
-    return offered
+def _once(entries: importlib.metadata.EntryPoints) -> list[importlib.metadata.EntryPoint]:
+    """Each entry point once: an editable install may be listed twice."""
+    return list({(entry.name, entry.value): entry for entry in entries}.values())
 
 
 def _import(value: str, what: str) -> ModuleType:
+    return _loaded(what, lambda: importlib.import_module(value))
+
+
+def _loaded(what: str, load: Callable[[], ResultT]) -> ResultT:
+    """Runs a module of anybody's, which may raise anything, end the program and print."""
     try:
-        return importlib.import_module(value)
-    except Exception as error:  # a third party's module may raise anything
-        raise PluginError(f"{what} fails to import: {_reason(error)}") from error
+        with contextlib.redirect_stdout(sys.stderr):
+            return load()
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{what} fails to import: {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+def _title(kind: str, name: str) -> str:
+    return f"{KINDS[kind][0]} {name!r}"
+
+
+def _file(cls: type[Plugin[Any]]) -> str | None:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
 
 
 def _owner(entry: importlib.metadata.EntryPoint) -> str:

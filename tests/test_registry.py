@@ -150,3 +150,28 @@ def test_a_file_that_is_no_plugin_is_refused(tmp_path: Path, source: str | None,
 
     with pytest.raises(PluginError, match=message):
         Registry([file])
+
+
+def test_an_extension_listed_twice_is_told_once(install: Install) -> None:
+    head = "from anaus_bench.hookspecs import hookimpl\ntold = []\n"
+    module = install(
+        "third", f"{head}@hookimpl\ndef anaus_stage_finished(stage): told.append(stage)\n", kind="extensions"
+    )
+    info = module.parent / "third_again-1.0.dist-info"  # an editable install beside the one it replaces
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-again\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[anaus_bench.extensions]\nmine = third_module\n")
+    registry = Registry()
+
+    for stage in ("first", "second"):
+        registry.extensions().hook.anaus_stage_finished(stage=stage, record={})
+
+    assert sys.modules["third_module"].told == ["first", "second"]
+
+
+def test_a_misspelt_hook_of_an_extension_is_found(install: Install) -> None:
+    source = "from anaus_bench.hookspecs import hookimpl\n@hookimpl\ndef anaus_stage_finnished(stage): pass\n"
+    install("third", source, kind="extensions")
+
+    with pytest.raises(PluginError, match="anaus_stage_finnished"):
+        Registry().extensions()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.data import data_app
 from anaus_bench.cli.doctor import doctor
 from anaus_bench.cli.export import export
 from anaus_bench.cli.masks import masks_app
 from anaus_bench.cli.plugins import list_plugins, show
+from anaus_bench.cli.printing import warn
 from anaus_bench.cli.results import table
 from anaus_bench.cli.run import plan, run
 from anaus_bench.cli.store import store_app
@@ -35,6 +37,9 @@ app.add_typer(store_app, name="store")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: user errors are one line on standard error and exit code 2; see `distributed` for `torchrun`."""
     interrupts.listen()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         with distributed.team(), _output():
             if distributed.is_first():
@@ -44,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
                 follow()
     except AnausError as error:
+        if os.environ.get("ANAUS_TRACEBACK"):  # for authors of plugins
+            traceback.print_exc()
         _fail(str(error))
     except OSError as error:
         _fail(explain(error))
@@ -53,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _fail(text: str) -> NoReturn:
     """Ends with one line on standard error and exit code 2."""
-    Console(stderr=True).print(f"error: {text}", highlight=False, markup=False, soft_wrap=True)
+    warn(f"error: {text}")
     sys.exit(2)
 
 

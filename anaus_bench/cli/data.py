@@ -22,7 +22,7 @@ from anaus_bench.cli.options import (
     StorePath,
     parse_roots,
 )
-from anaus_bench.cli.printing import plain_grid, print_json
+from anaus_bench.cli.printing import print_grid, print_json, say
 from anaus_bench.cli.stages import Workshop
 from anaus_bench.errors import SettingsError
 from anaus_bench.registry import Registry
@@ -64,7 +64,7 @@ def data_info(
         return
     for key, value in facts.items():
         if value not in ("", None):
-            Console().print(f"{key:18} {value}", highlight=False, markup=False, soft_wrap=True)
+            say(f"{key:18} {value}")
 
 
 @data_app.command("verify")
@@ -86,7 +86,7 @@ def data_verify(
         print_json(report.as_dict())
     else:
         for line in report.lines():
-            Console().print(line, highlight=False, markup=False, soft_wrap=True)
+            say(line)
     if report.offenders:
         raise typer.Exit(2)
 
@@ -128,16 +128,16 @@ def data_folds(
     content = deal(dataset, index, index.samples, folds, seed)
     output.write_text(json.dumps(content, indent=1, ensure_ascii=False))
     rows = list(content["samples"].values())
-    grid = plain_grid(f"{name}: {content['protocol']} folds", ("fold", "images", "groups", *(dataset.classes or ())))
+    table = []
     for fold in sorted({row["fold"] for row in rows}):
         inside = [row for row in rows if row["fold"] == fold]
         classes = (str(sum(row["label"] == label for row in inside)) for label in range(len(dataset.classes)))
         groups = str(len({row["group"] for row in inside}))
-        grid.add_row("fixed test" if fold < 0 else str(fold + 1), str(len(inside)), groups, *classes)
-    Console().print(grid)
+        table.append(("fixed test" if fold < 0 else str(fold + 1), str(len(inside)), groups, *classes))
+    print_grid(f"{name}: {content['protocol']} folds", ("fold", "images", "groups", *dataset.classes), table)
     for warning in content["warnings"]:
-        Console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
-    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+        say(f"warning: {warning}")
+    say(f"wrote {output}")
 
 
 @data_app.command("audit")
@@ -166,24 +166,21 @@ def data_audit(
     if as_json:
         print_json(found)
         return
-    out = Console()
     for name, part in found["parts"].items():
-        text = (
+        say(
             f"{name}: {part['images']} images, {part['near_duplicate_images']} of them in "
             f"{part['near_duplicate_groups']} groups of near-duplicates "
             f"(at most {found['distance']} of {found['bits']} bits)"
         )
-        out.print(text, highlight=False, soft_wrap=True)
         for what in ("across_classes", "across_groups"):
-            _print_near(out, what.replace("_", " "), part[what])
+            _print_near(what.replace("_", " "), part[what])
     for pair, between in found["between"].items():
         corpus, tested = pair.split("|")
-        text = f"{corpus} holds {between['images']} images of {tested} ({100 * between['share']:.1f} %)"
-        out.print(text, highlight=False, soft_wrap=True)
+        say(f"{corpus} holds {between['images']} images of {tested} ({100 * between['share']:.1f} %)")
         for ours, theirs, bits in between["examples"]:
-            out.print(f"  {ours} ~ {theirs} ({bits} bits)", highlight=False, markup=False, soft_wrap=True)
+            say(f"  {ours} ~ {theirs} ({bits} bits)")
         for ours, theirs in between["clips"]:
-            out.print(f"  clip {ours} = {theirs}", highlight=False, markup=False, soft_wrap=True)
+            say(f"  clip {ours} = {theirs}")
 
 
 @data_app.command("demo")
@@ -205,17 +202,15 @@ def data_demo(
     dataset.write_phantoms(partial, count, size, seed)
     partial.rename(output)
     images = len(dataset.scan(output).samples)
-    text = f"wrote {images} generated images to {output}; use them with --data-root {name}={output}"
-    Console().print(text, highlight=False, soft_wrap=True)
+    say(f"wrote {images} generated images to {output}; use them with --data-root {name}={output}")
 
 
 def _dataset(registry: Registry, name: str) -> Any:
     return registry.create("datasets", name)
 
 
-def _print_near(out: Console, what: str, found: Any) -> None:
+def _print_near(what: str, found: Any) -> None:
     """Near-duplicates across something, with their first examples."""
-    out.print(f"  {what}: {found['pairs']} pairs, {found['images']} images", highlight=False)
+    say(f"  {what}: {found['pairs']} pairs, {found['images']} images")
     for first, second, here, there, bits in found["examples"]:
-        text = f"    {first} ({here}) ~ {second} ({there}), {bits} bits"
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(f"    {first} ({here}) ~ {second} ({there}), {bits} bits")

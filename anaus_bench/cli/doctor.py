@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, DataRoot, PluginFiles, StorePath, parse_roots
-from anaus_bench.cli.printing import plain_grid, print_json
+from anaus_bench.cli.printing import print_grid, print_json
 from anaus_bench.datasets.roots import data_folder
 from anaus_bench.errors import AnausError
 from anaus_bench.nn.weights import weights_folder
@@ -128,9 +127,8 @@ def doctor(
     if as_json:
         print_json([vars(finding) for finding in findings])
     else:
-        grid = plain_grid(None, ("", "what", "found"))
-        for finding in findings:
-            grid.add_row({"ok": "ok", "note": "-", "bad": "BAD"}[finding.state], finding.what, finding.found)
-        Console().print(grid)
+        marks = {"ok": "ok", "note": "-", "bad": "BAD"}
+        rows = [(marks[finding.state], finding.what, finding.found) for finding in findings]
+        print_grid(None, ("", "what", "found"), rows)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, PluginFiles, StorePath
-from anaus_bench.cli.printing import print_json
+from anaus_bench.cli.printing import print_json, say
 from anaus_bench.registry import Registry
 from anaus_bench.store import Store
 
@@ -34,4 +33,4 @@ def export(
         return
     rows = {"weights": exported.weights, "card": exported.card, "verified": exported.verdict}
     for name, value in rows.items():
-        Console().print(f"{name:10} {value}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{name:10} {value}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cells.cell import Cell
 from anaus_bench.cli.options import (
@@ -25,7 +24,7 @@ from anaus_bench.cli.options import (
     StorePath,
     parse_roots,
 )
-from anaus_bench.cli.printing import print_json, print_table
+from anaus_bench.cli.printing import print_json, print_table, say
 from anaus_bench.cli.stages import Workshop
 from anaus_bench.errors import SettingsError
 from anaus_bench.interfaces import Stage
@@ -79,7 +78,7 @@ def masks_preview(
     workshop = Workshop(Registry(plugin or ()), shelf, device)
     stages = _build_masks(masks, corpus, preset, seed, settings, data_root, workshop)
     draw_preview(stages, shelf, output, count)
-    Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+    say(f"wrote {output}")
 
 
 @masks_app.command("score")
@@ -110,7 +109,7 @@ def masks_score(
         return
     print_table(score_table(stages, shelf))
     if output is not None:
-        Console().print(f"wrote {output}", highlight=False, soft_wrap=True)
+        say(f"wrote {output}")
 
 
 def _build_masks(

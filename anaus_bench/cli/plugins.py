@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from anaus_bench.cli.options import AsJson, PluginFiles, Preset
-from anaus_bench.cli.printing import first_line, plain_grid, print_json
+from anaus_bench.cli.printing import first_line, print_grid, print_json, say
 from anaus_bench.errors import PluginError
 from anaus_bench.interfaces import LearnedSource, OracleSource, StoredSource
 from anaus_bench.registry import KINDS, Registry
@@ -57,16 +54,12 @@ def list_plugins(
     if as_json:
         print_json(found)
         return
-    out = Console()
     for word, rows in found.items():
         columns = ("name", "what", *_LISTED[word])
-        table = plain_grid(word, columns)
-        for row in rows:
-            shown = row if "error" not in row else row | {"what": f"broken: {row['error']}"}
-            table.add_row(*(shown.get(column, "") for column in columns))
-        out.print(table)
+        rows = [row if "error" not in row else row | {"what": f"broken: {row['error']}"} for row in rows]
+        print_grid(word, columns, [[row.get(column, "") for column in columns] for row in rows])
         if word == "methods":
-            out.print(MASKS_RULE, style="dim", highlight=False, markup=False)
+            say(MASKS_RULE, dim=True)
 
 
 def show(
@@ -103,20 +96,16 @@ def show(
     if as_json:
         print_json(head | {"preset": preset, "settings": rows})
         return
-    out = Console()
-    facts = RichTable.grid(padding=(0, 2))
-    for key, value in head.items():
-        for line in [f"{name}: {text}" for name, text in value.items()] if isinstance(value, dict) else [value]:
-            if line:
-                facts.add_row(key, Text(str(line)))
-    out.print(facts)
-    if not rows:
-        return
-    table = plain_grid(f"settings, preset {preset}", ("--set", "value", "default", "meaning"))
-    table.columns[0].no_wrap = True
-    for row in rows:
-        table.add_row(row["key"], str(row["value"]), str(row["default"]), row["description"])
-    out.print(table)
+    facts = [
+        (key, line)
+        for key, value in head.items()
+        for line in ([f"{name}: {text}" for name, text in value.items()] if isinstance(value, dict) else [value])
+        if line
+    ]
+    print_grid(None, ("", ""), facts, unwrapped=1)
+    if rows:
+        cells = [(row["key"], row["value"], row["default"], row["description"]) for row in rows]
+        print_grid(f"settings, preset {preset}", ("--set", "value", "default", "meaning"), cells, unwrapped=1)
 
 
 def _listed(registry: Registry, kind: str) -> list[dict[str, str]]:

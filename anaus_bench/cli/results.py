@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, PluginFiles, StorePath
-from anaus_bench.cli.printing import print_json, print_table
+from anaus_bench.cli.printing import print_json, print_table, say, warn
 from anaus_bench.errors import SettingsError
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import check_known
@@ -29,7 +28,7 @@ def table(
     shelf = Store(store)
     if as_json:
         for damaged in shelf.damaged("score"):
-            Console(stderr=True).print(f"damaged: {damaged}; see `anaus-bench doctor`", highlight=False, soft_wrap=True)
+            warn(f"damaged: {damaged}; see `anaus-bench doctor`")
         kept = ("key", "labels", "phantom", "result")
         records = shelf.records("score")
         print_json(
@@ -41,6 +40,7 @@ def table(
         raise SettingsError(f"store {str(store)!r} has no results yet; run a cell with `anaus-bench run`")
     for number, made in enumerate(tables):
         if form == "markdown":
-            print(("\n" if number else "") + markdown(made))
+            for line in [*([""] if number else []), *markdown(made).split("\n")]:
+                say(line)
         else:
             print_table(made)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cells.cell import Cell, cell_title
 from anaus_bench.cli.options import (
@@ -26,8 +25,9 @@ from anaus_bench.cli.options import (
     StorePath,
     parse_roots,
 )
-from anaus_bench.cli.printing import plain_grid, print_json, print_table
+from anaus_bench.cli.printing import print_grid, print_json, print_table, say, warn
 from anaus_bench.cli.stages import Workshop
+from anaus_bench.interfaces import Stage
 from anaus_bench.planning.plan import Plan
 from anaus_bench.registry import Registry
 from anaus_bench.settings.base import parse_overrides
@@ -64,8 +64,8 @@ def run(
     plan = make_plan(cell, registry, parse_roots(data_root))
     shelf = Store(store)
     waiting = plan.pending(shelf)
-    say = Console(stderr=True)
-    _announce(say, plan, waiting, shelf, as_json)
+    if not as_json:
+        _announce(plan, waiting, shelf)
     started = time.monotonic()
     if waiting:
         Workshop(registry, shelf, device, as_json, executor, cell.overrides.get("executor")).run(waiting)
@@ -88,14 +88,12 @@ def run(
         )
         return
     print_table(fold_table(cell_title(cell), record, metrics))
-    out = Console()
-    out.print(f"\npictures   {panel}", soft_wrap=True, highlight=False)
-    out.print(f"per image  {shelf.folder('score', plan.score.key) / 'images.csv'}", soft_wrap=True, highlight=False)
+    say()
+    say(f"pictures   {panel}")
+    say(f"per image  {shelf.folder('score', plan.score.key) / 'images.csv'}")
     pretrain = next(stage for stage in plan.stages if stage.kind == "pretrain")
-    out.print(
-        f"encoder    {shelf.folder('pretrain', pretrain.key) / 'encoder.safetensors'}", soft_wrap=True, highlight=False
-    )
-    say.print(f"{len(waiting)} stages run in {time.monotonic() - started:.1f} s", highlight=False)
+    say(f"encoder    {shelf.folder('pretrain', pretrain.key) / 'encoder.safetensors'}")
+    warn(f"{len(waiting)} stages run in {time.monotonic() - started:.1f} s")
 
 
 def plan(
@@ -144,33 +142,26 @@ def plan(
         cell_facts = {"cell": {**made.score.labels, "task": task}, "network_bytes": made.network_bytes}
         print_json({**cell_facts, "stages": stages, "notes": list(made.notes)})
         return
-    table = plain_grid(cell_title(cell), ("stage", "key", "what", "state"))
-    for stage, state in rows:
-        table.add_row(stage.kind, stage.key, stage.title, state)
-    out = Console()
-    out.print(table)
+    cells = [(stage.kind, stage.key, stage.title, state) for stage, state in rows]
+    print_grid(cell_title(cell), ("stage", "key", "what", "state"), cells)
     for note in made.notes:
-        out.print(f"note: {note}", highlight=False, markup=False)
+        say(f"note: {note}")
     if made.network_bytes:
         kept = f"the fine-tuned networks take about {made.network_bytes / 2**20:.0f} MiB"
-        out.print(f"note: {kept}; --set finetune.keep=predictions keeps none", highlight=False, markup=False)
+        say(f"note: {kept}; --set finetune.keep=predictions keeps none")
     if explain:
         for stage, _ in rows:
             if stage.key in waiting:
-                out.print(f"\n{stage.kind} {stage.key} is new:", highlight=False)
+                say()
+                say(f"{stage.kind} {stage.key} is new:")
                 for line in why(stage, shelf):
-                    out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+                    say(f"  {line}")
 
 
-def _announce(say: Console, plan: Plan, waiting: Sequence[Any], store: Store, quiet: bool) -> None:
-    if quiet:
-        return
-    total = len(plan.stages)
-    say.print(
-        f"{cell_title(plan.cell)}, preset {plan.cell.preset}: {len(waiting)} of {total} stages to run, store "
-        f"{str(store.root)!r}",
-        highlight=False,
-        soft_wrap=True,
+def _announce(plan: Plan, waiting: Sequence[Stage], store: Store) -> None:
+    warn(
+        f"{cell_title(plan.cell)}, preset {plan.cell.preset}: {len(waiting)} of {len(plan.stages)} stages to run, "
+        f"store {str(store.root)!r}"
     )
     for note in plan.notes:
-        say.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        warn(f"note: {note}")

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from anaus_bench.cli.printing import print_json
+from anaus_bench.cli.printing import print_json, say, warn
+from anaus_bench.errors import PluginError
 from anaus_bench.execution.progress import console_progress
 from anaus_bench.interfaces import Stage
 from anaus_bench.planning.plan import pending
@@ -45,22 +46,24 @@ class Workshop:
         """
         from anaus_bench.execution.runner import Runner
 
-        say = Console(stderr=True)
         engine = self.registry.create("executors", self.executor, overrides=self.settings)
         for stage in stages:
             self.store.record(stage.kind, stage.key)  # a damaged one is said now, and not after the hours of another
-        runner = Runner(self.registry, self.store, console_progress(say, self.quiet), self.device)
+        runner = Runner(self.registry, self.store, console_progress(Console(stderr=True), self.quiet), self.device)
         try:
             engine.run(stages, runner)
         except KeyboardInterrupt:
             left = len(stages) - len(runner.done)
-            say.print(
+            warn(
                 f"interrupted: {len(runner.done)} stages finished, {left} to go; all is kept in "
-                f"{str(self.store.root)!r}. Run the same command again to go on",
-                highlight=False,
-                soft_wrap=True,
+                f"{str(self.store.root)!r}. Run the same command again to go on"
             )
             raise typer.Exit(130) from None
+        if left_out := pending(stages, self.store):
+            raise PluginError(
+                f"executor {self.executor!r} left {len(left_out)} of {len(stages)} stages out, the first of them "
+                f"{left_out[0].title!r}; expected all to be run"
+            )
 
     def make(self, stage: Stage) -> None:
         """Runs one stage with all it rests on, as far as they are missing."""
@@ -75,8 +78,7 @@ class Workshop:
         if as_json:
             print_json({"key": stage.key, "folder": str(folder), "phantom": record["phantom"], **record["result"]})
             return
-        out = Console()
         result = dict(record["result"])
         scores = {name: f"{value:.4g}" for name, value in result.pop("scores", {}).items()}
         for name, value in {**result, **scores, "folder": folder}.items():
-            out.print(f"{name:22} {value}", highlight=False, markup=False, soft_wrap=True)
+            say(f"{name:22} {value}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, StorePath
-from anaus_bench.cli.printing import print_json
+from anaus_bench.cli.printing import print_json, say
 from anaus_bench.errors import SettingsError
 from anaus_bench.store import Store, mark
 
@@ -33,7 +32,5 @@ def store_gc(
         print_json(removed)
         return
     for what, size in removed.items():
-        Console().print(f"{what}: {size / 2**20:.1f} MiB removed", highlight=False, soft_wrap=True)
-    Console().print(
-        f"{sum(removed.values()) / 2**20:.1f} MiB removed from {shelf.root}", highlight=False, soft_wrap=True
-    )
+        say(f"{what}: {size / 2**20:.1f} MiB removed")
+    say(f"{sum(removed.values()) / 2**20:.1f} MiB removed from {shelf.root}")

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 from PIL import Image
+
+from anaus_bench.machine.artifacts import damaged, read_array, read_json
 
 
 @dataclass(frozen=True)
@@ -124,17 +127,56 @@ def write_index(
 
 
 def open_corpus(folder: Path) -> PackedCorpus:
-    """Opens a packed corpus; the arrays stay on disk until they are read."""
-    index = json.loads((folder / "index.json").read_text())
-    rows = zip(*index["entries"].values(), strict=True)
-    entries = [Entry(**dict(zip(index["entries"], row, strict=True))) for row in rows]
-    truth = folder / "truth.npy"
-    return PackedCorpus(
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        truth=np.load(truth, mmap_mode="r") if truth.exists() else None,
-        entries=tuple(entries),
-        structures=tuple(index["structures"]),
-        annotated={name: tuple(ids) for name, ids in index["annotated"].items()},
-        classes=tuple(index["classes"]),
-        phantom=bool(index["phantom"]),
+    """Opens a packed corpus; the arrays stay on disk until they are read.
+
+    Raises:
+        StoreError: Not what `write_index` and the arrays beside it hold.
+    """
+    index = read_json(folder / "index.json", _Index)
+    columns = dict(index.entries)
+    images, truth = read_array(folder / "images.npy"), folder / "truth.npy"
+    if {len(column) for column in columns.values()} != {len(images)}:
+        raise damaged(folder / "index.json", f"its columns are not those of {len(images)} images")
+    corpus = PackedCorpus(
+        images=images,
+        truth=read_array(truth, images.shape) if truth.exists() else None,
+        entries=tuple(Entry(*row) for row in zip(*(columns[name] for name in Entry.__dataclass_fields__), strict=True)),
+        structures=index.structures,
+        annotated=index.annotated,
+        classes=index.classes,
+        phantom=index.phantom,
     )
+    boxes, labels = corpus.boxes(), corpus.labels()
+    ids = {number for numbers in index.annotated.values() for number in numbers}
+    inside = (boxes[:, :2] >= 0) & (boxes[:, 2:] >= 1) & (boxes[:, :2] + boxes[:, 2:] <= corpus.size)
+    known = ((labels >= -1) & (labels < len(corpus.classes))).all()
+    if not (inside.all() and known and ids <= {*range(1, len(corpus.structures) + 1)}):
+        raise damaged(folder / "index.json", "a box, a label or a structure lies outside of its range")
+    return corpus
+
+
+class _Columns(pydantic.BaseModel):
+    """The fields of the entries, each as a column."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    sample_id: list[str]
+    dataset: list[str]
+    group_id: list[str]
+    label: list[int]
+    video_id: list[str | None]
+    frame_index: list[int | None]
+    patient_id: list[str | None]
+    box: list[tuple[int, int, int, int]]
+
+
+class _Index(pydantic.BaseModel):
+    """`index.json`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    entries: _Columns
+    structures: tuple[str, ...]
+    annotated: dict[str, tuple[int, ...]]
+    classes: tuple[str, ...]
+    phantom: bool

@@ -6,19 +6,20 @@ Everything works on perceptual hashes and names, so that an audit of packed imag
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from anaus_bench.corpus.packed import PackedCorpus
 from anaus_bench.datasets.near_duplicates import BITS, NEAR, close_blocks, near_duplicate_groups
 from anaus_bench.interfaces import Index
+from anaus_bench.machine.artifacts import damaged, read_json
 
 SHOWN = 5
 SOURCE = re.compile(r"^(cov(id)?(-?19)?|pneu?(monia)?|reg(ular)?|vir(al)?)[ _-]+(butterfly[ _-]+)?", re.IGNORECASE)
@@ -184,6 +185,38 @@ def _bits(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> int:
 
 
 def without_overlap(corpus: PackedCorpus, folder: Path | None) -> NDArray[np.int64]:
-    """(n,) int64 rows of the corpus that the audit in `folder` leaves in; all without an audit."""
+    """(n,) int64 rows of the corpus that the audit in `folder` leaves in; all without an audit.
+
+    Raises:
+        StoreError: The audit is absent, of another form, or of another corpus.
+    """
     rows = np.arange(len(corpus))
-    return rows if folder is None else np.delete(rows, json.loads((folder / "audit.json").read_text())["rows"])
+    if folder is None:
+        return rows
+    found = read_audit(folder).rows
+    if not {*found} <= {*range(len(corpus))}:
+        raise damaged(folder / "audit.json", f"its rows are not those of {len(corpus)} images")
+    return np.delete(rows, np.array(found, dtype=np.int64))
+
+
+class AuditFile(pydantic.BaseModel):
+    """`audit.json` of a stage: its policy, the rows of the corpus that stand in the test data, and what was found."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    overlap: Literal["refuse", "exclude", "allow"]
+    rows: list[int]
+    images: int
+    share: float
+    groups: int
+    examples: list[tuple[str, str, int]]
+    clips: list[tuple[str, str]]
+
+
+def read_audit(folder: Path) -> AuditFile:
+    """What an audit stage found.
+
+    Raises:
+        StoreError: Absent, or of another form.
+    """
+    return read_json(folder / "audit.json", AuditFile)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 
-from anaus_bench.errors import CountMismatch, LeakageError
+from anaus_bench.errors import CountMismatch, LeakageError, shown
 from anaus_bench.interfaces import Case, Dataset, Fold, Index, Sample
+from anaus_bench.machine.artifacts import damaged, read_json
 
 
 def make_folds(groups: Sequence[str], labels: Sequence[int | None], folds: int, seed: int) -> list[int]:
@@ -105,17 +106,23 @@ def read_folds(dataset: Dataset[Any], index: Index, folder: Path) -> list[Fold]:
     """All folds, with cases in the order of `folds.json`; a fixed test set is that of every fold.
 
     Raises:
+        StoreError: The file is absent, of another form, or of other samples.
         LeakageError: The file splits a group and the folds are not published ones.
     """
-    content = json.loads((folder / "folds.json").read_text())
-    rows = content["samples"]
-    if content["protocol"] != "published":
-        check_folds([row["group"] for row in rows.values()], [row["fold"] for row in rows.values()])
+    path = folder / "folds.json"
+    content = read_json(path, FoldsFile)
+    rows = content.samples
     by_id = {sample.sample_id: sample for sample in index.samples}
+    if strange := [name for name in rows if name not in by_id]:
+        raise damaged(path, f"{dataset.name} has no sample {shown(strange[0])}")
+    if {row.fold for row in rows.values()} - {FIXED_TEST} != {*range(content.folds)}:
+        raise damaged(path, f"its samples are not dealt to {content.folds} folds")
+    if content.protocol != "published":
+        check_folds([row.group for row in rows.values()], [row.fold for row in rows.values()])
     cases = []
     for sample_id, row in rows.items():
-        sample = dataclasses.replace(by_id[sample_id], group_id=row["group"])
-        cases.append((row["fold"], Case(sample, partial(dataset.read, index, sample))))
+        sample = dataclasses.replace(by_id[sample_id], group_id=row.group)
+        cases.append((row.fold, Case(sample, partial(dataset.read, index, sample))))
     fixed = tuple(case for fold, case in cases if fold == FIXED_TEST)
     return [
         Fold(
@@ -124,5 +131,28 @@ def read_folds(dataset: Dataset[Any], index: Index, folder: Path) -> list[Fold]:
             fixed or tuple(case for fold, case in cases if fold == number),
             dataset.classes,
         )
-        for number in range(content["folds"])
+        for number in range(content.folds)
     ]
+
+
+class Dealt(pydantic.BaseModel):
+    """Where a sample was dealt to."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    fold: int = pydantic.Field(ge=FIXED_TEST)
+    group: str
+    label: int | None
+
+
+class FoldsFile(pydantic.BaseModel):
+    """`folds.json`, as `deal` makes it."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    dataset: str
+    fingerprint: str
+    folds: int = pydantic.Field(ge=1)
+    protocol: Literal["published", "grouped"]
+    warnings: list[str]
+    samples: dict[str, Dealt]

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from anaus_bench.distributed import team as distributed
-from anaus_bench.errors import SettingsError
+from anaus_bench.errors import SettingsError, shown
+
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+
+
+def known_device(name: str) -> str:
+    """The name, if it is one that a machine may have a device of; imports no torch.
+
+    Raises:
+        SettingsError: It is none, such as `meta`, on which nothing is computed.
+    """
+    if not DEVICE.fullmatch(name):
+        raise SettingsError(f"unknown device {shown(name)}; pass auto, cpu, cuda or cuda:N")
+    return name
 
 
 def find_device(name: str) -> Any:
@@ -16,6 +30,7 @@ def find_device(name: str) -> Any:
     """
     import torch
 
+    name = known_device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if distributed.processes() > 1 and name.startswith("cuda:"):

@@ -16,6 +16,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from anaus_bench.errors import escape
 
 LINE_EVERY = 20.0  # seconds between the lines of one loop where there is no terminal
 
@@ -52,14 +55,15 @@ class ConsoleProgress:
     @contextmanager
     def track(self, label: str, total: int, done: int = 0) -> Iterator[_Line]:
         """A progress line of `total` steps."""
+        label = escape(label)
         bars = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -70,7 +74,7 @@ class ConsoleProgress:
 
     def note(self, text: str) -> None:
         """One line of information."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(Text(escape(text)), soft_wrap=True)
 
 
 class _Line:
@@ -96,7 +100,7 @@ class _Line:
         if not self.console.is_terminal and (now - self.printed >= LINE_EVERY or step == self.total):
             left = seconds / max(step - self.first, 1) * (self.total - step)
             eta = f", ETA {left:.0f} s" if step < self.total else f", {seconds:.1f} s"
-            self.console.print(f"  {self.label}: {step}/{self.total}{eta}  {text}", highlight=False, markup=False)
+            self.console.print(Text(f"  {self.label}: {step}/{self.total}{eta}  {text}"))
             self.printed = now
 
 

@@ -13,12 +13,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from anaus_bench.distributed import team as distributed
-from anaus_bench.errors import MachineError
+from anaus_bench.errors import MachineError, PluginError
 from anaus_bench.execution.device import find_device
 from anaus_bench.execution.job import Job
 from anaus_bench.execution.progress import SilentProgress
 from anaus_bench.execution.provenance import forget_peak, provenance
 from anaus_bench.interfaces import Progress, Stage
+from anaus_bench.interfaces.guard import plugin_code
 from anaus_bench.machine.failures import as_os_error, explain, is_want_of_memory
 from anaus_bench.registry import Registry
 from anaus_bench.store import Record, Store, Workplace
@@ -79,9 +80,10 @@ class Runner:
             raise self._failed(stage, behind) from error
         self.done.append(stage.key)
         try:
-            self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
-        except Exception as error:  # an extension is anybody's code; the stage is done and published
-            self.progress.note(f"an extension failed after {stage.title}: {type(error).__name__}: {error}")
+            with plugin_code("an extension"):
+                self.registry.extensions().hook.anaus_stage_finished(stage=stage, record=record)
+        except (PluginError, OSError) as error:  # the stage is done and published
+            self.progress.note(f"after {stage.title}: {error}")
         return record
 
     def _failed(self, stage: Stage, error: OSError) -> MachineError:

@@ -16,6 +16,7 @@ import torch
 from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.export.card import Exported, model_card
 from anaus_bench.export.formats import FORMATS, SIDE, Format, Outputs
+from anaus_bench.machine.artifacts import join_names
 from anaus_bench.nn.encoder import Encoder, load_encoder
 from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
@@ -44,7 +45,7 @@ def export(
 
     Raises:
         SettingsError: Unknown format, packages missing, or `output` is taken.
-        StoreError: No such stage, several, or a damaged artifact.
+        StoreError: No such stage, several, a damaged artifact, or a record whose words make no name of a folder.
         WeightsError: What the library computes from the file differs from the encoder.
     """
     check_known("format", [to], list(FORMATS))
@@ -57,7 +58,7 @@ def export(
     missing = [name for name in form.needs if not _is_installed(name)]
     if missing:
         raise SettingsError(f"--to {to} needs {' and '.join(missing)}; install with pip install 'anaus-bench[{to}]'")
-    folder = output or Path(f"{method}-{backbone}-{record['key'][:8]}")
+    folder = output or join_names(Path(), f"{method}-{backbone}-{record['key'][:8]}")
     _check_free(folder, replace)
     encoder = load_encoder(store.open("pretrain", record["key"]) / "encoder.safetensors").eval()
     folder.parent.mkdir(parents=True, exist_ok=True)

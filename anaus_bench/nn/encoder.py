@@ -7,12 +7,14 @@ of 256 channels, stride 32 is the raw C5. That of a ViT is in `vit`.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import safetensors
 import safetensors.torch
 import torch
@@ -20,7 +22,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anaus_bench.errors import SettingsError, WeightsError
+from anaus_bench.errors import LONGEST, SettingsError, WeightsError, shown
 from anaus_bench.machine.files import write_whole
 from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.nn.vit import SimplePyramid, ViT
@@ -192,12 +194,41 @@ def load_encoder(path: Path) -> Encoder:
     """
     try:
         with safetensors.safe_open(path, "pt") as stream:
-            card = EncoderCard(**json.loads((stream.metadata() or {})["card"]))
-        encoder = Encoder.of(card)
-        encoder.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is no encoder of anaus-bench ({error}); pre-train it again") from error
+            text = (stream.metadata() or {}).get("card")
+        state = safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _no_encoder(path, str(error)) from error
+    card = _card(path, text)
+    encoder = Encoder.of(card)
+    expected = encoder.state_dict()
+    strange = [
+        name
+        for name in {**expected, **state}
+        if name not in expected or name not in state or expected[name].shape != state[name].shape
+    ]
+    if strange:
+        raise _no_encoder(path, f"{len(strange)} tensors, such as {strange[0]!r}, are not those of {card.arch}")
+    encoder.load_state_dict(state)
     return encoder
+
+
+def _card(path: Path, text: str | None) -> EncoderCard:
+    """The card in the metadata of `path`, whose parts are in their range."""
+    if text is None:
+        raise _no_encoder(path, "it has no card")
+    try:
+        card = pydantic.TypeAdapter(EncoderCard).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        raise _no_encoder(path, f"its card: {error.errors()[0]['loc']}, {error.errors()[0]['msg']}") from None
+    known = card.arch in BACKBONES and card.finest_stride in STRIDES
+    normalised = len(card.mean) == len(card.std) == 3 and all(deviation > 0 for deviation in card.std)
+    if not (known and normalised and all(map(math.isfinite, (*card.mean, *card.std)))):
+        raise _no_encoder(path, f"its card says {shown(card)}")
+    return card
+
+
+def _no_encoder(path: Path, found: str) -> WeightsError:
+    return WeightsError(f"{path} is no encoder of anaus-bench ({found[:LONGEST]}); pre-train it again")
 
 
 def load_imagenet(encoder: Encoder, source: str) -> None:

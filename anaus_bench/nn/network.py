@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pydantic
 import safetensors
 import safetensors.torch
 from torch import nn
 
-from anaus_bench.errors import WeightsError
+from anaus_bench.errors import LONGEST, WeightsError
 from anaus_bench.machine.files import write_whole
 from anaus_bench.nn.encoder import EncoderCard
 
@@ -49,11 +50,11 @@ def read_card(path: Path) -> NetworkCard:
     """
     try:
         with safetensors.safe_open(path, "pt") as stream:
-            values = json.loads((stream.metadata() or {})["card"])
-        encoder = EncoderCard(**values.pop("encoder"))
-        return NetworkCard(encoder=encoder, classes=tuple(values.pop("classes")), **values)
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is no network of anaus-bench ({error}); fine-tune it again") from error
+            text = (stream.metadata() or {}).get("card", "")
+        return pydantic.TypeAdapter(NetworkCard).validate_json(text, strict=True)
+    except (OSError, pydantic.ValidationError, safetensors.SafetensorError) as error:
+        found = str(error)[:LONGEST].replace("\n", " ")
+        raise WeightsError(f"{path} is no network of anaus-bench ({found}); fine-tune it again") from error
 
 
 def load_state(path: Path, network: nn.Module) -> None:

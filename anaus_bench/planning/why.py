@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from anaus_bench.errors import shown
 from anaus_bench.interfaces import Stage, key_parts
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def why(stage: Stage, store: Store) -> list[str]:
     if not fields:
         return [f"stages of this kind were changed since {nearest['key']}"]
     return [
-        f"{name}: {other.get(name, 'absent')!r} in {nearest['key']}, here {mine.get(name, 'absent')!r}"
+        f"{name}: {shown(other.get(name, 'absent'))} in {nearest['key']}, here {shown(mine.get(name, 'absent'))}"
         for name in fields
     ]
 

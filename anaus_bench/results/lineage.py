@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from anaus_bench.errors import StoreError
+from anaus_bench.errors import StoreError, shown
 from anaus_bench.planning.specs import CorpusSpec
 from anaus_bench.store import Record, Store
 
@@ -52,8 +52,10 @@ def find_record(store: Store, key: str) -> Record:
             raise StoreError(fault)
     latest = "; ".join(f"{record['key']} {record['title']}" for record in (found or records)[-5:]) or "none"
     if found:
-        raise StoreError(f"{key!r} begins the keys of {len(found)} encoders; give more of it (latest: {latest})")
-    raise StoreError(f"store {str(store.root)!r} has no pretrain {key!r}; see `plan` for the keys (latest: {latest})")
+        raise StoreError(f"{shown(key)} begins the keys of {len(found)} encoders; give more of it (latest: {latest})")
+    raise StoreError(
+        f"store {str(store.root)!r} has no pretrain {shown(key)}; see `plan` for the keys (latest: {latest})"
+    )
 
 
 # Role of an input -> kind of its stage, for those through which data sets reach an encoder.

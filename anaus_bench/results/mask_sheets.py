@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pydantic
 
 from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.interfaces import Stage
+from anaus_bench.machine.artifacts import read_array, read_table
 from anaus_bench.pictures import Column, draw_bars, draw_panel
 from anaus_bench.results.tables import PHANTOM_MARK, Table
 from anaus_bench.store import Store
@@ -42,7 +44,7 @@ def draw_preview(stages: Mapping[str, Stage], store: Store, path: Path, count: i
     corpus_stage = next(iter(stages.values())).inputs["corpus"]
     corpus = open_corpus(store.open(corpus_stage.kind, corpus_stage.key))
     folders = {name: store.open(stage.kind, stage.key) for name, stage in stages.items()}
-    maps = {name: np.load(folder / "label_maps.npy", mmap_mode="r") for name, folder in folders.items()}
+    maps = {name: read_array(folder / "label_maps.npy", corpus.images.shape) for name, folder in folders.items()}
     captions = {name: _captions(folder / "regions.csv") for name, folder in folders.items()}
     rows = []
     for number in np.linspace(0, len(corpus) - 1, min(count, len(corpus))).round().astype(int):
@@ -107,10 +109,16 @@ def _on_phantoms(stages: Mapping[str, Stage], store: Store) -> bool:
     return record is not None and bool(record["phantom"])
 
 
+class _Row(pydantic.BaseModel):
+    """What captions need of a row of `regions.csv`; without a true structure there is no IoU."""
+
+    regions: float
+    best_iou: float | Literal[""] = ""
+
+
 def _captions(table: Path) -> list[str]:
     """Of each row of `regions.csv`: number of regions, and the best IoU where the image has a structure."""
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    regions = ["1 region" if float(row["regions"]) == 1 else f"{float(row['regions']):.0f} regions" for row in rows]
-    ious = [f", IoU {float(row['best_iou']):.2f}" if row.get("best_iou") else "" for row in rows]
+    rows = read_table(table, _Row)
+    regions = ["1 region" if row.regions == 1 else f"{row.regions:.0f} regions" for row in rows]
+    ious = ["" if row.best_iou == "" else f", IoU {row.best_iou:.2f}" for row in rows]
     return [count + iou for count, iou in zip(regions, ious, strict=True)]

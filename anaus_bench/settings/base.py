@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 import pydantic
-import yaml
 
-from anaus_bench.errors import SettingsError
+from anaus_bench.errors import SettingsError, shown
+from anaus_bench.settings.text import read_yaml
 
 PRESETS = ("paper", "official", "native", "demo", "tiny")
 
+MOST_NAMES = 16  # in the dotted name of a setting
 _LOCATION = "location"
 
 Location = Annotated[str, _LOCATION]
@@ -67,18 +68,27 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Nested values of assignments such as `objective.temperature=0.2`; right sides are read as YAML.
 
     Raises:
-        SettingsError: An assignment has no `=`, an empty name, or a value that is no YAML.
+        SettingsError: An assignment has no `=`, an empty name, too many of them, or a value that is no YAML; or two
+            assignments set one value.
     """
     values: dict[str, Any] = {}
+    given: dict[str, str] = {}  # name of a value -> the assignment that sets it
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         names = path.strip().split(".")
-        if not equals or not all(names):
-            raise SettingsError(f"--set {assignment!r} is no assignment; write --set section.name=value")
+        if not equals or not all(names) or len(names) > MOST_NAMES:
+            raise SettingsError(f"--set {shown(assignment)} is no assignment; write --set section.name=value")
         try:
-            value: Any = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise SettingsError(f"--set {assignment!r}: the value {text!r} is no YAML; quote it") from None
+            value = read_yaml(text)
+        except SettingsError as error:
+            raise SettingsError(f"--set {'.'.join(names)[:80]}: {error}") from None
+        for leaf in flatten(value, f"{'.'.join(names)}."):
+            for name, other in given.items():
+                if f"{leaf}.".startswith(f"{name}.") or f"{name}.".startswith(f"{leaf}."):
+                    raise SettingsError(
+                        f"--set {shown(other)} and --set {shown(assignment)} set one value; leave one out"
+                    )
+            given[leaf] = assignment
         for name in reversed(names):
             value = {name: value}
         values = merge(values, value)
@@ -112,20 +122,23 @@ def check_known(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
     """
     for name in names:
         if name not in known:
-            raise SettingsError(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+            raise SettingsError(f"unknown {kind} {shown(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
 
 
 def _explain(cls: type[Settings], section: str, item: Any) -> str:
     path = ".".join([section, *(str(part) for part in item["loc"])])
     if item["type"] != "extra_forbidden":
-        return f"setting {path}={item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"
+        reason = item["msg"].removeprefix("Value error, ")
+        reason = f"{reason[:1].lower()}{reason[1:]}"
+        together = not item["loc"]  # each is well by itself
+        return f"settings of {section}: {reason}" if together else f"setting {path}={shown(item['input'])}: {reason}"
     model: Any = cls
     for part in item["loc"][:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field is not None else None
     known = sorted(getattr(model, "model_fields", {}))
     hint = did_you_mean(str(item["loc"][-1]), known) or f" (known here: {', '.join(known)})"
-    return f"unknown setting {path!r}{hint}"
+    return f"unknown setting {shown(path)}{hint}"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

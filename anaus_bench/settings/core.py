@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from anaus_bench.settings.base import Location, Settings
 
@@ -48,6 +48,10 @@ class PhantomSettings(Settings):
     }
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running mean."""
+
+
 class PretrainSettings(Settings):
     """The protocol that all objectives share (`matched`): AnaUS Sec. 3.1 and its released configuration."""
 
@@ -77,7 +81,7 @@ class PretrainSettings(Settings):
     )
     sgd_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of LARS and SGD.")
     nesterov: bool = Field(False, description="Nesterov's momentum, of SGD.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Of Adam and AdamW.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Of Adam and AdamW.")
     clip: float | None = Field(None, gt=0, description="Largest norm of the gradient.")
     lars: Literal["standard", "official"] = Field(
         "standard", description="Denominator and momentum buffer of LARS: BYOL's, or those of the authors' code."
@@ -107,6 +111,15 @@ class PretrainSettings(Settings):
         },
         "tiny": {"size": 32, "batch": 4, "steps": 2, "init": "random"},
     }
+
+    @model_validator(mode="after")
+    def _nesterov_has_a_momentum(self) -> Self:
+        if self.nesterov and (self.optimiser != "sgd" or self.sgd_momentum == 0):
+            raise ValueError(
+                f"nesterov=true is of optimiser=sgd with sgd_momentum above 0, found optimiser={self.optimiser} and "
+                f"sgd_momentum={self.sgd_momentum:g}; set nesterov=false"
+            )
+        return self
 
 
 class FinetuneSettings(Settings):

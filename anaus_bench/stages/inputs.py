@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.errors import CountMismatch
 from anaus_bench.interfaces import Dataset, Fold, Index, LearnedSource, MaskSource, StageInputs, Task
+from anaus_bench.machine.artifacts import damaged, read_json
 from anaus_bench.planning.specs import DatasetSpec, FinetuneSpec, OfTask
 from anaus_bench.registry import Registry
 
@@ -54,6 +55,11 @@ def open_fold(spec: FinetuneSpec, inputs: StageInputs, registry: Registry) -> tu
 def ready_source(source: MaskSource[Any], fit: Path | None, device: torch.device) -> MaskSource[Any]:
     """The mask source with the state of its `fit` stage loaded, if it had one."""
     if isinstance(source, LearnedSource) and fit is not None:
-        structures = json.loads((fit / "structures.json").read_text())
-        source.load(safetensors.torch.load_file(fit / "state.safetensors"), structures, device)
+        structures = read_json(fit / "structures.json", list[str])
+        path = fit / "state.safetensors"
+        try:
+            state = safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise damaged(path, str(error)) from error
+        source.load(state, structures, device)
     return source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from anaus_bench.corpus.labels import share_of_clips
@@ -12,6 +11,7 @@ from anaus_bench.corpus.packed import open_corpus
 from anaus_bench.corpus.view import View
 from anaus_bench.datasets.audit import without_overlap
 from anaus_bench.interfaces import Objective, StageContext, StageInputs
+from anaus_bench.machine.artifacts import read_array
 from anaus_bench.nn.encoder import Encoder, EncoderCard, save_encoder
 from anaus_bench.planning.specs import PretrainSpec
 from anaus_bench.registry import Registry
@@ -34,7 +34,7 @@ def run(spec: PretrainSpec, inputs: StageInputs, ctx: StageContext, registry: Re
     if objective.trains:
         corpus = open_corpus(inputs.folders["corpus"])
         masks = inputs.folders.get("masks")
-        label_maps = np.load(masks / "label_maps.npy", mmap_mode="r") if masks is not None else None
+        label_maps = read_array(masks / "label_maps.npy", corpus.images.shape) if masks else None
         settings = PretrainSettings.model_validate(spec.pretrain)
         view = objective.views(settings.size)[0]
         kept = share_of_clips(corpus, without_overlap(corpus, inputs.folders.get("audit")), spec.share, ctx.seed)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 
+from anaus_bench.datasets.audit import read_audit
 from anaus_bench.datasets.folds import read_folds
 from anaus_bench.interfaces import Protocol, StageContext, StageInputs
 from anaus_bench.machine.files import write_rows
@@ -24,9 +24,9 @@ def run(spec: ScoreSpec, inputs: StageInputs, ctx: StageContext, registry: Regis
     protocol: Protocol[Any, Any] = registry.build(spec.protocol)
     notes = scores.notes + protocol.notes()
     if "audit" in inputs.folders:
-        found = json.loads((inputs.folders["audit"] / "audit.json").read_text())
-        left_out = ", which were left out of it" if found["overlap"] == "exclude" else ""
-        notes = [*notes, f"{found['images']} test images have a near-duplicate in the corpus{left_out}"]
+        found = read_audit(inputs.folders["audit"])
+        left_out = ", which were left out of it" if found.overlap == "exclude" else ""
+        notes = [*notes, f"{found.images} test images have a near-duplicate in the corpus{left_out}"]
     keys = list(scores.folds[0])
     values = {key: np.array([fold[key] for fold in scores.folds], dtype=float) for key in keys}
     return {

@@ -11,12 +11,12 @@ import numpy as np
 from anaus_bench.interfaces import Case, Fold, Metric, Scores, Task
 from anaus_bench.metrics import classification as metrics
 from anaus_bench.settings.task import TaskSettings
+from anaus_bench.tasks.predicted import read_predicted
 from anaus_bench.tasks.probabilities import (
     FILE_NAME,
     Probabilities,
     missing_prediction,
     read_probabilities,
-    rows_by_image,
 )
 
 ACCURACY = Metric("accuracy", "Acc.")
@@ -55,12 +55,12 @@ class ClassificationTask(Task[TaskSettingsT]):
     def draw(self, case: Case, predictions: Path) -> tuple[None, None, str]:
         """No masks; the true class, and the predicted one with its probability."""
         path = predictions / FILE_NAME
-        row = rows_by_image(path).get(case.sample.sample_id)
+        row = read_predicted(path).get(case.sample.sample_id)
         if row is None:
             raise missing_prediction(path, case)
-        probabilities = {name.removeprefix("p_"): float(value) for name, value in row.items() if name.startswith("p_")}
+        probabilities = row.probabilities
         best = max(probabilities, key=probabilities.__getitem__)
-        true = list(probabilities)[int(row["y_true"])]
+        true = list(probabilities)[row.y_true]
         return None, None, f"{true}, predicted {best} ({probabilities[best]:.2f})"
 
     def _notes(self, table: Probabilities, classes: Sequence[str], absent: int) -> list[str]:

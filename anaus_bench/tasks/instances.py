@@ -10,13 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
-from anaus_bench.errors import StoreError
+from anaus_bench.machine.artifacts import damaged, read_json
 
 FILE_NAME = "predictions.json"
+MOST_PIXELS = 2**28  # of an image
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class Instances:
         scores: N scores in [0, 1].
         labels: N class ids from 1.
         masks: N run-length encoded masks, thresholded at 0.5.
+
+    Raises:
+        ValueError: They are not N each, or do not fit the image.
     """
 
     image_id: str
@@ -39,6 +45,20 @@ class Instances:
     scores: list[float]
     labels: list[int]
     masks: list[dict[str, list[int]]]
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1 or self.height * self.width > MOST_PIXELS:
+            raise ValueError(f"an image of {self.height} x {self.width} pixels")
+        counts = {len(part) for part in (self.boxes, self.scores, self.labels, self.masks)}
+        if len(counts) > 1 or any(len(box) != 4 for box in self.boxes):
+            raise ValueError(f"boxes, scores, labels and masks of {self.image_id!r} differ in number")
+        if not all(0 <= score <= 1 for score in self.scores) or sorted(self.scores, reverse=True) != self.scores:
+            raise ValueError(f"scores of {self.image_id!r} must fall from at most 1 to at least 0")
+        for mask in self.masks:
+            runs = mask.get("counts", [])
+            whole = sum(runs) == self.height * self.width and all(run >= 0 for run in runs)
+            if mask.get("size") != [self.height, self.width] or not whole:
+                raise ValueError(f"a mask of {self.image_id!r} is not of {self.height} x {self.width} pixels")
 
     def merged(self, rule: str, threshold: float) -> NDArray[np.bool_]:
         """One mask (height, width): `union` of those with a score >= `threshold`, or `top1`, the best at any score."""
@@ -83,13 +103,20 @@ def read_predictions(folder: Path) -> dict[str, Instances]:
         StoreError: The file is absent or not of this format.
     """
     path = folder / FILE_NAME
-    try:
-        images = json.loads(path.read_text())["images"]
-        return {item["image_id"]: Instances(**item) for item in images}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} holds no predictions ({error}); remove its stage from the store and run it again"
-        ) from error
+    images = read_json(path, _File).images
+    by_image = {instances.image_id: instances for instances in images}
+    if len(by_image) < len(images):
+        raise damaged(path, f"{len(images)} predictions of {len(by_image)} images")
+    return by_image
+
+
+class _File(pydantic.BaseModel):
+    """`predictions.json`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    images: list[Instances]
 
 
 def components(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.int32], int]:

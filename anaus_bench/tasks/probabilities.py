@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 
 from anaus_bench.errors import LabelError, StoreError
 from anaus_bench.interfaces import Case, Fold
+from anaus_bench.machine.artifacts import damaged
 from anaus_bench.machine.files import write_rows
 from anaus_bench.metrics import classification as metrics
+from anaus_bench.tasks.predicted import read_predicted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,30 +111,17 @@ def label_of(case: Case, classes: Sequence[str]) -> int:
 
 def read_probabilities(path: Path, fold: Fold) -> Probabilities:
     """Predictions of the fold's held-out images, in their order."""
-    by_image = rows_by_image(path)
+    by_image = read_predicted(path)
     probabilities = []
     for case in fold.test:
         row = by_image.get(case.sample.sample_id)
         if row is None:
             raise missing_prediction(path, case)
-        probabilities.append([float(row[f"p_{name}"]) for name in fold.classes])
+        if row.probabilities.keys() != {*fold.classes}:
+            raise damaged(path, f"its classes are {', '.join(row.probabilities)}, expected {', '.join(fold.classes)}")
+        probabilities.append([row.probabilities[name] for name in fold.classes])
     truth = np.array([label_of(case, fold.classes) for case in fold.test], dtype=np.int64)
     return Probabilities(tuple(case.sample.group_id for case in fold.test), truth, np.array(probabilities))
-
-
-def rows_by_image(path: Path) -> dict[str, dict[str, str]]:
-    """Image id -> its row.
-
-    Raises:
-        StoreError: The file is absent or not of this format.
-    """
-    try:
-        with path.open(newline="") as stream:
-            return {row["image_id"]: row for row in csv.DictReader(stream)}
-    except (OSError, KeyError) as error:
-        raise StoreError(
-            f"{path} holds no predictions ({error}); remove its stage from the store and run it again"
-        ) from error
 
 
 def missing_prediction(path: Path, case: Case) -> StoreError:

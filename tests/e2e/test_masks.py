@@ -53,7 +53,7 @@ def test_more_regions_than_ids_are_refused_from_a_plugin_and_absorbed_by_ours(co
     speckled = command(*BUILD, "--masks", "felzenszwalb", *(word for one in fine for word in ("--set", one)), "--json")
 
     assert refused.code == 2
-    assert "mask source 'many' returned int64" in refused.err
+    assert "mask source 'many': segment returned Tensor of torch.int64" in refused.err
     assert "at most 256 regions" in refused.err
     assert speckled.data["scores"]["regions"] == 256
     maps = np.load(Path(speckled.data["folder"]) / "label_maps.npy", mmap_mode="r")

@@ -351,6 +351,23 @@ def test_what_cannot_be_exported_is_refused_with_the_next_step(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_words_of_a_record_never_lead_out_of_the_folder(
+    shelf: Store, keys: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shelf.root, tmp_path / "store")
+    path = tmp_path / "store" / "pretrain" / keys["anaus"] / "record.json"
+    record = json.loads(path.read_text())
+    record["spec"]["objective"]["name"] = "../outside/anaus"
+    path.write_text(json.dumps(record))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    with pytest.raises(StoreError):
+        export(keys["anaus"], "timm", None, Store(tmp_path / "store"), Registry())
+
+    assert {*tmp_path.iterdir()} == {tmp_path / "store", tmp_path / "here"}
+
+
 def test_a_damaged_encoder_is_refused(
     shelf: Store, keys: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,5 +159,5 @@ def test_missing_predictions_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match=r"no prediction of 'disc 1\.png'"):
         task.score([(Fold(0, (), (disc_case(1),)), tmp_path)])
-    with pytest.raises(StoreError, match="holds no predictions"):
+    with pytest.raises(StoreError, match=r"predictions\.json is damaged: it is missing"):
         task.score([(Fold(0, (), (disc_case(0),)), tmp_path / "nowhere")])
