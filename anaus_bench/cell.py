@@ -18,6 +18,11 @@ class CorpusSettings(Settings):
     overlap: Literal["refuse", "exclude", "allow"] = Field(
         "refuse", description="What to do with corpus images that stand in the task's data (same clip, near-duplicate)."
     )
+    unreadable: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="What to do with files that cannot be decoded: name all of them and stop, or leave them "
+        "out, which is recorded.",
+    )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"demo": {"size": 128}, "tiny": {"size": 64}}
 

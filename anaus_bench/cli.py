@@ -22,6 +22,7 @@ from anaus_bench.backbones import BACKBONES
 from anaus_bench.cell import CORE_SETTINGS, Cell
 from anaus_bench.config import PRESETS, check_known, parse_overrides, resolve
 from anaus_bench.errors import AnausError, PluginError, SettingsError
+from anaus_bench.home import expanded
 from anaus_bench.plan import Plan, cell_title, make_plan, pending, why
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.store import Store
@@ -385,16 +386,19 @@ def data_info(
 def data_verify(
     name: Annotated[str, typer.Argument(help="Name of the data set.")],
     data_root: DataRoot = None,
+    full: Annotated[bool, typer.Option("--full", help="Read every file again, whatever was kept of it.")] = False,
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set: layout and names, then every image and mask; says what is wrong with the first offenders."""
+    from anaus_bench.data.facts import reading_again
     from anaus_bench.data.verify import verify
     from anaus_bench.plan import find_data
 
     dataset = _dataset(Registry(plugin or ()), name)
-    index = find_data(dataset, parse_roots(data_root))
-    report = verify(dataset, index, _progress(Console(stderr=True), as_json))
+    with reading_again(full) as changed:
+        index = find_data(dataset, parse_roots(data_root), skips_unreadable=True)
+    report = verify(dataset, index, _progress(Console(stderr=True), as_json), changed)
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -608,7 +612,7 @@ def parse_roots(assignments: Sequence[str] | None) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise SettingsError(f"--data-root {text!r} is no assignment; write --data-root NAME=PATH")
-        roots[name] = Path(path).expanduser()
+        roots[name] = expanded(path)
     return roots
 
 

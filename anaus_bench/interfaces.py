@@ -93,9 +93,10 @@ class Index:
     Attributes:
         root: Folder the paths are relative to.
         samples: In natural order of their ids.
-        fingerprint: Hash of the names and sizes of all files used.
+        fingerprint: Hash of the names and contents of all files used.
         phantom: Whether the images are generated; results on them are marked everywhere.
         warnings: Remarks that do not forbid using the data, such as an unusual count.
+        unreadable: File that was left out because it cannot be read -> why; empty unless asked for.
     """
 
     root: Path
@@ -103,14 +104,22 @@ class Index:
     fingerprint: str
     phantom: bool = False
     warnings: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded sample: `image` (H, W) uint8 gray; `mask` (H, W) uint8 structure ids (0 = none), or None."""
+    """One decoded sample.
+
+    Attributes:
+        image: (H, W) uint8 gray.
+        mask: (H, W) uint8 structure ids (0 = none), or None.
+        remarks: What a person should look at, such as a mask that marks everything; each names its file.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Dataset(Plugin[S]):
@@ -123,6 +132,7 @@ class Dataset(Plugin[S]):
         licence, url: As stated by the publishers.
         how_to_get: Where to get it and which folder to put where, in two or three sentences.
         expected_count: Documented number of samples, or None.
+        skips_unreadable: Whether `scan` leaves out clips that cannot be read, and lists them, in place of refusing.
     """
 
     title: ClassVar[str]
@@ -132,9 +142,10 @@ class Dataset(Plugin[S]):
     url: ClassVar[str] = ""
     how_to_get: ClassVar[str] = ""
     expected_count: ClassVar[int | None] = None
+    skips_unreadable: bool = False
 
     def scan(self, root: Path) -> Index:
-        """The samples under `root`, by names only: no image is decoded.
+        """The samples under `root`, by names and headers: no image is decoded.
 
         Raises:
             DataError: Root missing, wrong layout, another version, missing or orphan masks.

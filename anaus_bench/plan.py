@@ -264,7 +264,10 @@ class _Planner:
 
     def corpus(self, names: list[str]) -> Stage:
         """Packs data sets into one corpus."""
-        spec: dict[str, Any] = {"size": self._core(CorpusSettings, "corpus").size, "datasets": {}}
+        settings = self._core(CorpusSettings, "corpus")
+        spec: dict[str, Any] = {"size": settings.size, "datasets": {}}
+        if settings.unreadable != "refuse":
+            spec["unreadable"] = settings.unreadable
         inputs: dict[str, Stage] = {}
         roots: dict[str, str] = {}
         for name in names:
@@ -289,8 +292,10 @@ class _Planner:
         dataset: Dataset[Any] = self.registry.create("datasets", name, cell.preset, values)
         spec = self.registry.spec("datasets", dataset)
         if not self._is_generated(name):
-            index = find_data(dataset, self.roots)
+            skips = role == "train" and self._core(CorpusSettings, "corpus").unreadable == "skip"
+            index = find_data(dataset, self.roots, skips_unreadable=skips)
             self.notes += [f"{name}: {warning}" for warning in index.warnings]
+            self.notes += [f"{name}: left out: {reason}" for reason in index.unreadable.values()]
             folder = data_folder(name, self.roots)
             return {**spec, "fingerprint": index.fingerprint}, {}, {name: str(folder)}
         phantom = self._core(PhantomSettings, "phantom")
@@ -401,8 +406,8 @@ class _Planner:
         return resolve(cls, section, self.cell.preset, self.cell.overrides.get(section))
 
 
-def find_data(dataset: Dataset[Any], roots: Mapping[str, Path]) -> Index:
-    """Index of a data set's folder.
+def find_data(dataset: Dataset[Any], roots: Mapping[str, Path], *, skips_unreadable: bool = False) -> Index:
+    """Index of a data set's folder; clips that cannot be read are refused, or left out and listed.
 
     Raises:
         DatasetNotFound: No folder was given; the message says what the data set is, how to get it and where to put it.
@@ -415,6 +420,7 @@ def find_data(dataset: Dataset[Any], roots: Mapping[str, Path]) -> Index:
             f"{dataset.name}=FOLDER, or set ANAUS_DATA to a folder that holds {dataset.name}/. Without the data, "
             "--preset demo runs on generated phantoms"
         )
+    dataset.skips_unreadable = skips_unreadable
     return dataset.scan(folder)
 
 

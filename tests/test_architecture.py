@@ -16,7 +16,7 @@ PLUGINS = sorted((ROOT / "plugins" / "anaus_plugins").rglob("*.py"))
 
 # Layer of each module or package of the core; a module imports only its own layer and those before it.
 LAYERS = [
-    {"errors", "lazy", "hookspecs", "rows", "seeds", "distributed"},
+    {"errors", "home", "lazy", "hookspecs", "rows", "seeds", "distributed"},
     {"backbones", "config", "weights"},
     {"interfaces", "fields", "parallel", "data", "nn", "loop", "simulator", "metrics", "mask_scores"},
     {"figures", "progress"},

@@ -128,6 +128,7 @@ def open_corpus(folder: Path) -> PackedCorpus:
     index = json.loads((folder / "index.json").read_text())
     rows = zip(*index["entries"].values(), strict=True)
     entries = [Entry(**dict(zip(index["entries"], row, strict=True))) for row in rows]
+    entries = [dataclasses.replace(entry, box=(*entry.box,)) for entry in entries]  # JSON knows lists alone
     truth = folder / "truth.npy"
     return PackedCorpus(
         images=np.load(folder / "images.npy", mmap_mode="r"),
