@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from anaus_bench.errors import AnausError
+from anaus_bench.errors import AnausError, WeightsError
 from anaus_bench.plan import data_folder
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.store import Store
@@ -76,7 +76,10 @@ def _datasets(registry: Registry, roots: Mapping[str, Path]) -> list[Finding]:
 
 
 def _weights() -> Finding:
-    folder = weights_folder()
+    try:
+        folder = weights_folder()
+    except WeightsError as error:
+        return Finding("note", "weights", str(error))
     files = sorted(path.name for path in folder.glob("*.*")) if folder.is_dir() else []
     return Finding("ok" if files else "note", "weights", ", ".join(files) or f"none in {folder}")
 

@@ -30,7 +30,7 @@ MAX_PIXELS = 2**26  # far above any ultrasound image; a small file can claim gig
 MAX_FRAMES = 2**17  # of a clip
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 # None of these runs a program or opens another file, as other formats that Pillow knows may.
-STILL_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
+STILL_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,m4v,h264,hevc,gif,asf,ogg,flv"
 ORIENTATION = 0x0112  # EXIF and TIFF
 SUBFILE = 0x00FE  # TIFF: bit 0 marks a reduced copy of another page

@@ -175,6 +175,16 @@ def list_files(dataset: Dataset[Any], root: Path, base: Path, suffixes: Sequence
     return sorted(files, key=lambda file: natural_key(file.path))
 
 
+def find_files(root: Path, suffixes: Sequence[str]) -> list[str]:
+    """Names relative to `root` of the regular files with one of the (lower-case) `suffixes`, sorted, without junk."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not is_junk(name)]
+        paths = [Path(folder, name) for name in names if not is_junk(name) and name.lower().endswith(tuple(suffixes))]
+        found += [path.relative_to(root).as_posix() for path in paths if path.is_file()]
+    return sorted(found)
+
+
 def list_pairs(
     dataset: Dataset[Any], root: Path, images: Path, masks: Path, suffixes: Sequence[str]
 ) -> list[tuple[File, File]]:

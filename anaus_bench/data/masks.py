@@ -50,7 +50,7 @@ def two_valued(image: Image.Image, lossy: bool) -> NDArray[np.bool_]:
     if low < 0:
         raise _odd(values, "below zero")
     if len(values) == 1:  # all white, or nothing: a gray image marks nothing either
-        return np.full(levels.shape, high == 1 or high >= NEAR_WHITE)
+        return np.full(levels.shape, high == 1 or high > 127)
     if low > high / 4:
         raise _odd(values, "none of them a background (0)")
     if len(values) == 2:

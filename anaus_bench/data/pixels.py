@@ -27,5 +27,5 @@ def check_gray(levels: NDArray[Any], where: str) -> None:
         raise UnreadableFile(f"{where} holds values from {low} to {high}; expected gray levels 0 to 255")
     if 0 < high <= 1 or (levels.dtype == np.bool_ and high):
         raise UnreadableFile(
-            f"{where} holds values from {low} to {high}, which were scaled; expected gray levels 0 to 255: save it unscaled"
+            f"{where} holds values from {low} to {high}, scaled ones; expected gray levels 0 to 255: save it unscaled"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anaus_bench.errors import WeightsError
+from anaus_bench.home import expanded
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
@@ -149,7 +150,7 @@ class LPSAM(MaskSource[LPSAMSettings]):
 
 
 def _trained_file(path: str) -> Path:
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise WeightsError(f"trained state {path!r} not found; masks.trained is the path of a state dict of LP-SAM")
     return file
