@@ -32,6 +32,7 @@ EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 # None of these runs a program or opens another file, as other formats that Pillow knows may.
 STILL_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,m4v,h264,hevc,gif,asf,ogg,flv"
+PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"<?xml")
 ORIENTATION = 0x0112  # EXIF and TIFF
 SUBFILE = 0x00FE  # TIFF: bit 0 marks a reduced copy of another page
 # What Pillow raises on damaged files depends on the format.
@@ -434,6 +435,8 @@ class _Decoder:
         self._path = path
         with ExitStack() as stack:
             file = stack.enter_context(opened(path))
+            if file.peek(16).lstrip().startswith(PLAYLISTS):
+                raise UnreadableFile(f"{str(path)!r} is a playlist, which names other files; expected the video itself")
             options = {"protocol_whitelist": "none", "format_whitelist": VIDEO_FORMATS}
             try:
                 container = av.open(file, "r", options=options)

@@ -23,6 +23,7 @@ FEW = 16  # values up to which each is looked at; more are those of a lossy comp
 PATCH = 5  # pixels; no rim holds a square of one level that large
 RIMS = 0.02  # share of the pixels that may lie between the two values even where little is marked
 LEAST_RIM = 64  # pixels
+AN_IMAGE = "as an image does (are image and mask swapped?)"
 LOSSY_FROM = 32  # levels; below, a lossy compression leaves nothing of a mask
 
 
@@ -62,11 +63,11 @@ def two_valued(image: Image.Image, lossy: bool) -> NDArray[np.bool_]:
     else:
         patches = _patches(levels, 0.06 * high, 0.15 * high, 0.85 * high)
     if patches.any():
-        raise _odd(values, "of which more than two mark areas")
+        raise _odd(values, "of which more than two mark areas" if len(values) <= FEW else AN_IMAGE)
     between = int(np.count_nonzero((levels > high / 4) & (levels < 0.75 * high)))
     bright = int(np.count_nonzero(levels >= 0.75 * high))
     if between > max(bright, RIMS * levels.size, LEAST_RIM):
-        raise _odd(values, "as an image does; are image and mask swapped?")
+        raise _odd(values, AN_IMAGE)
     marked: NDArray[np.bool_] = levels > (127 if levels.dtype == np.uint8 and high >= NEAR_WHITE else high / 2)
     return marked
 

@@ -84,9 +84,9 @@ def read_rows(path: Path, *, root: Path | None = None) -> list[list[str]]:
     """
     text = read_text(path, root=root)
     first, _, rest = text.partition("\n")
-    if first.strip().lower().startswith("sep="):  # a line for spreadsheets
-        text, first = rest, rest.partition("\n")[0]
     delimiter = max(DELIMITERS, key=first.count)
+    if first.lower().startswith("sep=") and first[4:5].strip("\r"):  # a line for spreadsheets
+        text, delimiter = rest, first[4]
     try:
         rows = list(csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
