@@ -112,15 +112,16 @@ def unwrapped(state: Mapping[str, Tensor], wanted: Collection[str], source: str)
         source: Where `state` is from, for the warning.
     """
     names = set(wanted)
-    prefixes = {""} | {
-        name[: match.end()] for name in state for match in [re.match(rf"(?:(?:{WRAPPERS})\.)+", name)] if match
-    }
-    # All beginnings of the chains: `module.encoder_q.` also stands for `module.`.
-    prefixes |= {prefix[: end + 1] for prefix in prefixes for end in range(len(prefix)) if prefix[end] == "."}
+    prefixes = {"": None}  # in the order of the file
+    for name in state:
+        chain = re.match(rf"((?:{WRAPPERS})\.)+", name)
+        for end in range(chain.end() if chain else 0):
+            if name[end] == ".":
+                prefixes[name[: end + 1]] = None
     fitting = {
         prefix: sum(name.startswith(prefix) and name[len(prefix) :] in names for name in state) for prefix in prefixes
     }
-    best = max(sorted(prefixes, key=len), key=fitting.__getitem__)
+    best = max(prefixes, key=fitting.__getitem__)
     if not best or not fitting[best]:
         return state
     warnings.warn(f"the names in {source} begin with {best!r}, which is taken off", stacklevel=2)
