@@ -108,7 +108,7 @@ def read_still(path: Path, page: int | None = None) -> Still:
                 turned = image.getexif().get(ORIENTATION, 1)
                 across, down = _density(image)
                 image.load()
-                shown = ImageOps.exif_transpose(image)
+                shown = image if turned == 1 else ImageOps.exif_transpose(image)
         except DAMAGED as error:
             raise _undecoded(path, error) from error
         except Image.DecompressionBombError as error:

@@ -94,10 +94,9 @@ def run(spec: Mapping[str, Any], inputs: StageInputs, ctx: StageContext, registr
     write_index(ctx.out, entries, structures, annotated, classes, phantom)
     unreadable = {path: text for _, index in opened for path, text in index.unreadable.items()}
     unreadable |= {item.path: item.text for item in found if item.error == UnreadableFile.__name__}
-    warnings = [warning for _, index in opened for warning in index.warnings]
-    warnings += dict.fromkeys(item.text for item in found if item.error in ("", EndOfClip.__name__))
+    remarks = list(dict.fromkeys(item.text for item in found if item.error in ("", EndOfClip.__name__)))
     result: dict[str, Any] = {"images": len(entries), "phantom": phantom}
-    for name, texts in (("warnings", warnings), ("unreadable", list(unreadable.values()))):
+    for name, texts in (("remarks", remarks), ("unreadable", list(unreadable.values()))):
         if texts:
             result[name] = texts
             ctx.progress.note(f"{name}: {texts[0]}" + (f"; and {len(texts) - 1} more" if len(texts) > 1 else ""))

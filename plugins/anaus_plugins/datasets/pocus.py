@@ -305,9 +305,10 @@ class POCUS(Dataset[POCUSSettings]):
 
     def _pickled_image(self, path: Path, row: int) -> NDArray[np.uint8]:
         if self._fold is None or self._fold[0] != path:
-            self._fold = path, read_arrays(path)[2].copy()  # a copy lets go of the training images
+            images = read_arrays(path)[2].copy()  # a copy lets go of the training images
+            check_gray(images, repr(str(path)))
+            self._fold = path, images
         image = self._fold[1][row]
-        check_gray(image, f"{str(path)!r}: image {row}")
         levels: NDArray[np.uint8] = np.rint(image).astype(np.uint8)
         if len(levels) == 1:
             return np.ascontiguousarray(levels[0])
