@@ -167,6 +167,12 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             with warnings.catch_warnings(action="ignore"):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except (*unreadable, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path} holds more than tensors (such as the arguments of its training), which would have to be run; "
+                "where you trust it, save its state dict alone: torch.save(torch.load(PATH, weights_only=False)"
+                "['state_dict'], NEW)"
+            ) from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights ({reason}); download it again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict", state.get("model")), Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_numbers_that_no_training_leaves_behind_are_refused(
     torch.save({**state, name: torch.full_like(state[name], value)}, tmp_path / "a.pth")
 
     with pytest.raises(WeightsError, match=match):
+        read_state(tmp_path / "a.pth")
+
+
+def test_a_checkpoint_with_its_arguments_names_the_safe_way_out(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
+
+    with pytest.raises(WeightsError, match=r"arguments of its training.*save its state dict alone"):
         read_state(tmp_path / "a.pth")
 
 

@@ -15,7 +15,7 @@ from anaus_bench.home import expanded
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import MaskSource, StageContext
 from anaus_bench.lazy import F, torch
-from anaus_bench.weights import SAM_VIT_B, file_digest, load_weights, read_state, weights_identity
+from anaus_bench.weights import SAM_VIT_B, file_digest, load_weights, read_state, unwrapped, weights_identity
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class LPSAM(MaskSource[LPSAMSettings]):
         for remark in self.describe().values():
             ctx.progress.note(f"lpsam: {remark}")
         if self.settings.weights != "random":
-            load_sam(net, load_weights(self.settings.weights, SAM_VIT_B), self.settings.weights)
+            state = load_weights(self.settings.weights, SAM_VIT_B)
+            load_sam(net, unwrapped(state, net.state_dict(), self.settings.weights), self.settings.weights)
         fit_network(net, pairs, self.settings, ctx)
         return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
