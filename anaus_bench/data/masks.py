@@ -46,16 +46,15 @@ def two_valued(image: Image.Image, lossy: bool) -> NDArray[np.bool_]:
         return levels
     if levels.dtype.kind == "f" and not np.isfinite(levels).all():
         raise BadLevels("holds values that are no numbers; expected two, for background and what is marked")
-    values = np.flatnonzero(np.bincount(levels.ravel())) if levels.dtype == np.uint8 else np.unique(levels)
-    low, high = float(values[0]), float(values[-1])
-    if low < 0:
-        raise _odd(values, "below zero")
-    if len(values) == 1:  # all white, or nothing: a gray image marks nothing either
+    low, high = float(levels.min()), float(levels.max())
+    if low == high:  # all white, or nothing: a gray image marks nothing either
         return np.full(levels.shape, high == 1 or high > 127)
-    if low > high / 4:
+    marked: NDArray[np.bool_] = levels == levels.max()
+    if 0 <= low <= high / 4 and bool((marked | (levels == levels.min())).all()):
+        return marked
+    values = np.unique(levels)
+    if low < 0 or low > high / 4:
         raise _odd(values, "none of them a background (0)")
-    if len(values) == 2:
-        return levels > low
     if lossy and high < LOSSY_FROM:
         raise _odd(values, "too close for a lossy compression; save the mask as PNG")
     if len(values) <= FEW and not lossy:
@@ -68,8 +67,7 @@ def two_valued(image: Image.Image, lossy: bool) -> NDArray[np.bool_]:
     bright = int(np.count_nonzero(levels >= 0.75 * high))
     if between > max(bright, RIMS * levels.size, LEAST_RIM):
         raise _odd(values, AN_IMAGE)
-    marked: NDArray[np.bool_] = levels > (127 if levels.dtype == np.uint8 and high >= NEAR_WHITE else high / 2)
-    return marked
+    return levels > (127 if levels.dtype == np.uint8 and high >= NEAR_WHITE else high / 2)
 
 
 def border_remark(path: str, mask: NDArray[np.bool_]) -> str:
