@@ -84,6 +84,10 @@ class UnreadableFile(DataError):
     """A file cannot be decoded."""
 
 
+class EndOfClip(UnreadableFile):
+    """A video ends before the frame; those before it can be read."""
+
+
 class EmptyMask(DataError):
     """A lesion image has an all-zero mask."""
 

@@ -36,6 +36,14 @@ class RecordedProgress:
         self.notes.append(text)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests find out about files is not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANAUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def stage_context(tmp_path: Path) -> Callable[..., StageContext]:
     """Makes the context of a stage on the CPU; the same `name` finds its checkpoints again."""

@@ -103,3 +103,58 @@ def test_the_core_asks_for_no_plugin_by_name() -> None:
     ]
 
     assert not offenders
+
+
+# Who opens files of the user's, and what for; everything else asks them.
+OPENERS = {
+    "anaus_bench/datasets/opening.py": "all of them",
+    "anaus_bench/datasets/text.py": "JSON, tables, XML, fields",
+    "anaus_bench/datasets/images.py": "pictures",
+    "anaus_bench/datasets/videos.py": "videos",
+    "anaus_bench/datasets/volumes.py": "NIfTI and MetaImage",
+    "anaus_bench/datasets/arrays.py": ".npy",
+    "anaus_bench/datasets/matlab.py": ".mat",
+    "anaus_bench/datasets/workbooks.py": ".xlsx",
+    "anaus_bench/datasets/pickles.py": "pickled arrays",
+    "anaus_bench/datasets/facts.py": "its own cache",
+}
+READS = {
+    *("open", "fdopen", "read_text", "read_bytes", "load", "loads", "fromfile", "memmap", "open_memmap", "loadtxt"),
+    *("reader", "DictReader", "safe_load", "parse", "fromstring", "ZipFile", "load_workbook", "loadmat", "whosmat"),
+}
+MODULES = {
+    *("json", "csv", "yaml", "np", "numpy", "pickle", "nibabel", "av", "Image", "os", "io", "ElementTree", "zipfile"),
+}
+READERS = [
+    *(path for path in CORE if path.parent.name == "datasets"),
+    *(path for path in PLUGINS if path.parent.name == "datasets"),
+    ROOT / "plugins/anaus_plugins/mask_sources/imported.py",
+]
+
+
+def reads(tree: ast.AST) -> Iterator[ast.Call]:
+    """Calls that open or parse a file, outside of functions that write one."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.lstrip("_").startswith("write"):
+            continue
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in {"open", "loadmat", "whosmat", "load_workbook"}:
+                yield node
+            if isinstance(called, ast.Attribute) and called.attr in READS:
+                owner = called.value.id if isinstance(called.value, ast.Name) else ""
+                # Of other objects only the methods of a path open something.
+                if owner in MODULES or called.attr in ("open", "read_text", "read_bytes"):
+                    yield node
+        yield from reads(node)
+
+
+def test_only_the_openers_open_files_of_the_users() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno} {ast.unparse(call.func)}"
+        for path in READERS
+        if str(path.relative_to(ROOT)) not in OPENERS
+        for call in reads(ast.parse(path.read_text()))
+    ]
+
+    assert found == []

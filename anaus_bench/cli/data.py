@@ -71,17 +71,20 @@ def data_info(
 def data_verify(
     name: Annotated[str, typer.Argument(help="Name of the data set.")],
     data_root: DataRoot = None,
+    full: Annotated[bool, typer.Option("--full", help="Read every file again, whatever was kept of it.")] = False,
     plugin: PluginFiles = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set: layout and names, then every image and mask; says what is wrong with the first offenders."""
+    from anaus_bench.datasets.facts import reading_again
     from anaus_bench.datasets.roots import find_data
     from anaus_bench.datasets.verify import verify
     from anaus_bench.execution.progress import console_progress
 
     dataset = _dataset(Registry(plugin or ()), name)
-    index = find_data(dataset, parse_roots(data_root))
-    report = verify(dataset, index, console_progress(Console(stderr=True), as_json))
+    with reading_again(full) as changed:
+        index = find_data(dataset, parse_roots(data_root), skips_unreadable=True)
+    report = verify(dataset, index, console_progress(Console(stderr=True), as_json), changed)
     if as_json:
         print_json(report.as_dict())
     else:

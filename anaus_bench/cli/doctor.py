@@ -15,7 +15,7 @@ import typer
 from anaus_bench.cli.options import DEFAULT_STORE, AsJson, DataRoot, PluginFiles, StorePath, parse_roots
 from anaus_bench.cli.printing import print_grid, print_json
 from anaus_bench.datasets.roots import data_folder
-from anaus_bench.errors import AnausError
+from anaus_bench.errors import AnausError, WeightsError
 from anaus_bench.nn.weights import weights_folder
 from anaus_bench.registry import KINDS, Registry
 from anaus_bench.store import MARKER, Store, is_marked
@@ -80,7 +80,10 @@ def _datasets(registry: Registry, roots: Mapping[str, Path]) -> list[Finding]:
 
 
 def _weights() -> Finding:
-    folder = weights_folder()
+    try:
+        folder = weights_folder()
+    except WeightsError as error:
+        return Finding("note", "weights", str(error))
     files = sorted(path.name for path in folder.glob("[!.]*.*")) if folder.is_dir() else []
     return Finding("ok" if files else "note", "weights", ", ".join(files) or f"none in {folder}")
 

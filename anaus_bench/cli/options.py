@@ -11,6 +11,7 @@ import typer
 from anaus_bench.cells.cell import CORPORA
 from anaus_bench.errors import SettingsError, shown
 from anaus_bench.execution.device import known_device
+from anaus_bench.machine.home import expanded
 from anaus_bench.nn.backbones import BACKBONES
 from anaus_bench.settings.base import PRESETS
 
@@ -53,5 +54,5 @@ def parse_roots(assignments: Sequence[str] | None) -> dict[str, Path]:
             raise SettingsError(
                 f"--data-root gives {shown(name)} twice, {str(roots[name])!r} and {path!r}; leave one out"
             )
-        roots[name] = Path(path).expanduser()
+        roots[name] = expanded(path)
     return roots

@@ -2,82 +2,257 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.datasets.layout import naming
-from anaus_bench.errors import EmptyMask, SizeMismatch, UnreadableFile
+from anaus_bench.datasets.listing import naming
+from anaus_bench.datasets.masks import BadLevels, border_remark, two_valued
+from anaus_bench.datasets.opening import check_cost, damaged, opened, short
+from anaus_bench.errors import BadMaskValues, EmptyMask, SizeMismatch, UnreadableFile
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.lazy import Image
 
 if TYPE_CHECKING:
-    import av
+    pass
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mpeg", ".mpg", ".gif", ".mkv")
 MAX_PIXELS = 2**26  # far above any ultrasound image; a small file can claim gigabytes
 EIGHT_BIT = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+# None of these runs a program or opens another file, as other formats that Pillow knows may.
+STILL_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "JPEG2000", "PPM")
+ORIENTATION = 0x0112  # EXIF and TIFF
+SUBFILE = 0x00FE  # TIFF: bit 0 marks a reduced copy of another page
+# What Pillow raises on damaged files depends on the format.
+DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
-def read_gray(path: Path) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class Still:
+    """A decoded picture, turned as its EXIF orientation says.
+
+    Attributes:
+        image: Its pixels.
+        turned: The EXIF orientation that was applied; 1 = as stored.
+        aspect: Width of a pixel over its height.
+        lossy: Whether its values are those of a lossy compression.
+    """
+
+    image: Image.Image
+    turned: int
+    aspect: float
+    lossy: bool
+
+
+def read_gray(path: Path, page: int | None = None) -> NDArray[np.uint8]:
     """(H, W) uint8 gray of an image file (ITU-R 601 luma for colours; transparency is ignored).
 
+    Args:
+        path: The file.
+        page: Which page of a TIFF, from 0; None where there must be one alone.
+
     Raises:
-        UnreadableFile: Missing, damaged, truncated, larger than `MAX_PIXELS`, or of more than 8 bits.
+        UnreadableFile: Missing, damaged, truncated, larger than `MAX_PIXELS`, of more than 8 bits, or of several pages.
     """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableFile(
-                    f"{str(path)!r} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read"
-                )
-            if image.mode not in EIGHT_BIT:
-                raise UnreadableFile(
-                    f"{str(path)!r} has pixels of mode {image.mode!r}; expected 8 bits: "
-                    "convert it with the grey window you want"
-                )
-            return np.array(image.convert("L"), dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
+    return _gray_of(read_still(path, page).image, path)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image file, from its header.
+def read_still(path: Path, page: int | None = None) -> Still:
+    """A picture, decoded and turned.
+
+    Raises:
+        UnreadableFile: As `read_gray`, but for the number of bits.
+    """
+    from PIL import ImageOps
+
+    with opened(path) as file:
+        try:
+            with Image.open(file, formats=STILL_FORMATS) as image:
+                _check_picture(path, image)
+                pages = _pages(image)
+                if page is None and len(pages) > 1:
+                    raise UnreadableFile(
+                        f"{str(path)!r} has {len(pages)} pages (frames); expected one picture: save each as a file"
+                    )
+                if page is not None and page >= len(pages):
+                    raise UnreadableFile(f"{str(path)!r} has {len(pages)} pages, page {page} was expected")
+                if pages[page or 0]:
+                    image.seek(pages[page or 0])
+                    _check_picture(path, image)
+                lossy = image.format in ("JPEG", "MPO", "WEBP", "JPEG2000")
+                turned = image.getexif().get(ORIENTATION, 1)
+                across, down = _density(image)
+                image.load()
+                shown = image if turned == 1 else ImageOps.exif_transpose(image)
+        except DAMAGED as error:
+            raise _undecoded(path, error) from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableFile(f"{str(path)!r} cannot be decoded: {short(error)}") from error
+    return Still(shown, turned if turned in range(1, 9) else 1, down / across, lossy)
+
+
+def count_pages(path: Path) -> int:
+    """Number of pages of a TIFF, without reduced copies of others.
 
     Raises:
         UnreadableFile: Not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
+    with opened(path) as file:
+        try:
+            with Image.open(file, formats=STILL_FORMATS) as image:
+                return len(_pages(image))
+        except DAMAGED as error:
+            raise _undecoded(path, error) from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableFile(f"{str(path)!r} cannot be decoded: {short(error)}") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file as stored, from its header.
+
+    Raises:
+        UnreadableFile: Not an image.
+    """
+    with opened(path) as file:
+        try:
+            with Image.open(file, formats=STILL_FORMATS) as image:
+                return image.size
+        except DAMAGED as error:
+            raise _undecoded(path, error) from error
+        except Image.DecompressionBombError as error:
+            raise UnreadableFile(f"{str(path)!r} cannot be decoded: {short(error)}") from error
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """(H, W) bool: what a mask file marks, by the rule of `two_valued`.
+
+    Raises:
+        UnreadableFile: As `read_still`.
+        BadMaskValues: It holds anything but a background and one value for what is marked.
+    """
+    return _marked(read_still(path), path)
 
 
 def read_picture(root: Path, path: str, mask_paths: Sequence[str]) -> Picture:
-    """An image and the union of its masks (1 where a mask exceeds 127, else 0); no mask without `mask_paths`.
+    """An image and the union of its masks (1 where any marks something, else 0); no mask without `mask_paths`.
 
     Raises:
         UnreadableFile: A file cannot be decoded.
-        SizeMismatch: A mask has another size than the image.
+        BadMaskValues: A mask holds more than two values.
+        SizeMismatch: A mask has another size than the image, or another EXIF orientation.
     """
-    image = read_gray(root / path)
+    still = read_still(root / path)
+    image = _gray_of(still.image, root / path)
+    remarks = [aspect_remark(path, still.aspect)]
     if not mask_paths:
-        return Picture(image)
+        return Picture(image, remarks=tuple(filter(None, remarks)))
     union = np.zeros(image.shape, dtype=bool)
     for mask_path in mask_paths:
-        mask = read_gray(root / mask_path)
-        if mask.shape != image.shape:
+        mask_still = read_still(root / mask_path)
+        if mask_still.turned != still.turned:
             raise SizeMismatch(
-                f"{str(root / mask_path)!r} has {mask.shape[1]} x {mask.shape[0]} pixels, "
+                f"{str(root / mask_path)!r} has the EXIF orientation {mask_still.turned}, its image {path!r} "
+                f"{still.turned}; both must be turned alike: save both as they are shown, without the EXIF tag"
+            )
+        if mask_still.image.size != still.image.size:
+            raise SizeMismatch(
+                f"{str(root / mask_path)!r} has {mask_still.image.width} x {mask_still.image.height} pixels, "
                 f"its image {path!r} {image.shape[1]} x {image.shape[0]}; both must be of one size"
             )
-        union |= mask > 127
-    return Picture(image, union.astype(np.uint8))
+        mask = _marked(mask_still, root / mask_path)
+        if len(mask_paths) > 1 and not mask.any():
+            remarks.append(f"{mask_path!r}, one of {len(mask_paths)} masks of {path!r}, marks nothing")
+        remarks.append(border_remark(mask_path, mask))
+        union |= mask
+    return Picture(image, union.astype(np.uint8), tuple(filter(None, remarks)))
+
+
+def aspect_remark(path: str, aspect: float) -> str:
+    """What to say of pixels that are not square; empty where they are."""
+    if abs(aspect - 1) < 0.01:
+        return ""
+    return f"{path!r} says that its pixels are {aspect:.3g} times as wide as high; they are taken as square"
+
+
+def _check_picture(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableFile(f"{str(path)!r} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read")
+    check_cost(path, image.width * image.height * 8, f"{image.width} x {image.height} pixels")
+    # Pillow keeps the upper byte alone of colours of 16 bits.
+    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I"):
+        raise UnreadableFile(
+            f"{str(path)!r} has 16 bits a channel; expected 8 bits: convert it with the grey window you want"
+        )
+
+
+def _gray_of(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    if image.mode not in EIGHT_BIT:
+        bits = "16 bits, " if image.mode.startswith("I;16") else ""
+        raise UnreadableFile(
+            f"{str(path)!r} has pixels of {bits}mode {image.mode!r}; expected 8 bits: "
+            "convert it with the grey window you want"
+        )
+    return np.array(image.convert("L"), dtype=np.uint8)
+
+
+def _marked(still: Still, path: Path) -> NDArray[np.bool_]:
+    try:
+        return two_valued(still.image, still.lossy)
+    except BadLevels as error:
+        raise BadMaskValues(f"the mask {str(path)!r} {error}") from error
+
+
+def _pages(image: Image.Image) -> list[int]:
+    """Numbers of the pages that are pictures of their own."""
+    count = getattr(image, "n_frames", 1)
+    if image.format == "MPO" or count == 1:  # the further pictures of an MPO are previews and other views of the first
+        return [0]
+    if image.format != "TIFF":
+        return list(range(count))
+    kept = []
+    for page in range(count):
+        image.seek(page)
+        if not cast("Any", image).tag_v2.get(SUBFILE, 0) & 1:
+            kept.append(page)
+    image.seek(0)
+    return kept or [0]
+
+
+def _density(image: Image.Image) -> tuple[float, float]:
+    """Pixels a length across and down; (1, 1) where the file does not say."""
+    for name in ("aspect", "jfif_density", "dpi"):
+        across, down = image.info.get(name) or (0, 0)
+        if across > 0 and down > 0:
+            return float(across), float(down)
+    return 1.0, 1.0
+
+
+def _undecoded(path: Path, error: Exception) -> UnreadableFile:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableFile(
+            f"{str(path)!r} cannot be decoded: it is none of {', '.join(STILL_FORMATS)}; copy or download it again"
+        )
+    return damaged(path, error)
 
 
 def read_marked(dataset: Dataset[Any], index: Index, sample: Sample) -> Picture:
@@ -91,173 +266,7 @@ def read_marked(dataset: Dataset[Any], index: Index, sample: Sample) -> Picture:
         picture = read_picture(index.root, sample.path, sample.mask_paths)
         if picture.mask is not None and not picture.mask.any():
             raise EmptyMask(
-                f"the mask {sample.mask_paths[0]!r} is all zero; every image of this data set has a "
+                f"the mask {sample.mask_paths[0]!r} is all zero (or of one gray); every image of this data set has a "
                 f"{dataset.structures[0]}: copy it again"
             )
     return picture
-
-
-@dataclass(frozen=True)
-class VideoHeader:
-    """What a video file says of itself: `frames` (their number) and `rate` (frames a second, 0 if it does not say)."""
-
-    frames: int
-    rate: float
-
-
-def video_header(path: Path) -> VideoHeader:
-    """Number and rate of the frames of a video file; nothing is decoded.
-
-    Where the container does not hold the number (mpeg), its packets are counted: one a frame.
-
-    Raises:
-        UnreadableFile: Not a video, damaged, or without frames.
-    """
-    with _Decoder(path) as decoder:
-        header = VideoHeader(decoder.promised or decoder.packets(), decoder.rate)
-    if not header.frames:
-        raise UnreadableFile(f"{str(path)!r} holds no frame; expected a video")
-    return header
-
-
-def count_frames(path: Path) -> int:
-    """Number of frames of a video file.
-
-    Raises:
-        UnreadableFile: As `video_header`.
-    """
-    return video_header(path).frames
-
-
-def is_video(path: str) -> bool:
-    """Whether a file is decoded as a video, by its suffix."""
-    return path.lower().endswith(VIDEO_SUFFIXES)
-
-
-class VideoReader:
-    """Reads single frames of video files; in order, each frame is decoded once.
-
-    The decoder of the last file stays open at the frame that comes next.
-    """
-
-    def __init__(self) -> None:
-        self._path: Path | None = None
-        self._decoder: _Decoder | None = None
-        self._frames: Iterator[NDArray[np.uint8]] = iter(())
-        self._next = 0
-
-    def frame(self, path: Path, number: int) -> NDArray[np.uint8]:
-        """(H, W) uint8 gray of frame `number`, from 0.
-
-        Raises:
-            UnreadableFile: Not a video, damaged, or with fewer frames.
-        """
-        if path != self._path or number < self._next:
-            self._open(path)
-        for frame in self._frames:
-            self._next += 1
-            if self._next > number:
-                return frame
-        found = self._next
-        self.close()
-        raise UnreadableFile(
-            f"{str(path)!r} ends after {found} frames, frame {number} was expected; copy or download it again"
-        )
-
-    def close(self) -> None:
-        """Closes the open file, if any."""
-        if self._decoder is not None:
-            self._decoder.close()
-        self._path, self._decoder, self._frames, self._next = None, None, iter(()), 0
-
-    def _open(self, path: Path) -> None:
-        self.close()
-        self._decoder = _Decoder(path)
-        self._path, self._frames = path, self._decoder.frames()
-
-
-class _Decoder:
-    """An open video file whose errors are `UnreadableFile`."""
-
-    def __init__(self, path: Path) -> None:
-        import av
-
-        self._path = path
-        try:
-            self._container = av.open(str(path))
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableFile(
-                f"{str(path)!r} cannot be opened as a video: {error}; copy or download it again"
-            ) from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise UnreadableFile(f"{str(path)!r} has no video stream; expected a video")
-        self._stream = self._container.streams.video[0]
-
-    @property
-    def promised(self) -> int:
-        """Number of frames according to the container; 0 where it does not say."""
-        return int(self._stream.frames)
-
-    @property
-    def rate(self) -> float:
-        """Frames a second according to the container; 0 where it does not say."""
-        return float(self._stream.average_rate or 0)
-
-    def packets(self) -> int:
-        """Number of packets with content, from where the file stands."""
-        import av
-
-        try:
-            return sum(1 for packet in self._container.demux(self._stream) if packet.size)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._damaged(error) from error
-
-    def frames(self) -> Iterator[NDArray[np.uint8]]:
-        """All frames in order, (H, W) uint8."""
-        import av
-
-        try:
-            for frame in self._container.decode(self._stream):
-                if frame.width * frame.height > MAX_PIXELS:
-                    raise UnreadableFile(
-                        f"{str(self._path)!r} has frames of {frame.width} x {frame.height} pixels; "
-                        f"at most {MAX_PIXELS} are read"
-                    )
-                yield _gray(frame)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._damaged(error) from error
-
-    def _damaged(self, error: Exception) -> UnreadableFile:
-        return UnreadableFile(f"{str(self._path)!r} cannot be decoded: {error}; copy or download it again")
-
-    def close(self) -> None:
-        self._container.close()
-
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _gray(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(frame.to_ndarray(format="gray"), dtype=np.uint8)
-
-
-def write_video(path: Path, images: NDArray[np.uint8], rate: int) -> None:
-    """Writes gray frames (T, H, W) as a video; the suffix chooses the container, the bytes depend on nothing else.
-
-    Motion JPEG in .avi and .mov, MPEG-4 in .mp4, a palette in .gif.
-    """
-    import av
-
-    codec, pixels = {".gif": ("gif", "gray"), ".mp4": ("mpeg4", "yuv420p")}.get(path.suffix, ("mjpeg", "yuvj420p"))
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        stream: av.VideoStream = container.add_stream(codec, rate=rate)  # type: ignore[assignment]
-        stream.height, stream.width, stream.pix_fmt = images.shape[1], images.shape[2], pixels
-        stream.codec_context.options = {"flags": "+bitexact+qscale", "global_quality": str(2 * 118), "threads": "1"}
-        for image in images:
-            frame = av.VideoFrame.from_ndarray(image, format="gray").reformat(format=pixels)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))

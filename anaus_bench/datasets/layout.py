@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from anaus_bench.datasets.facts import content_digest, facts
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, natural_key, visible
 from anaus_bench.errors import (
     DataError,
     DatasetNotFound,
@@ -18,44 +17,13 @@ from anaus_bench.errors import (
     LayoutError,
     MissingMask,
     OrphanMask,
-    UnreadableFile,
-    WrongVersion,
 )
 from anaus_bench.interfaces import Dataset
 
 ARCHIVES = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-LFS_POINTER = b"version https://git-lfs"
 MARKER = "PHANTOM.txt"
 LEAST_SIZE = 32
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a data set: `path` relative to the root with forward slashes, `size` in bytes."""
-
-    path: str
-    size: int
-
-    @property
-    def name(self) -> str:
-        """Name without its folder."""
-        return self.path.rpartition("/")[2]
-
-    @property
-    def stem(self) -> str:
-        """Name without folder and suffix."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def folder(self) -> str:
-        """Folder relative to the root; empty for the root itself."""
-        return self.path.rpartition("/")[0]
-
-
-def natural_key(name: str) -> tuple[tuple[int | str, ...], str]:
-    """Sort key in which numbers count as numbers: `frame2` before `frame10`."""
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))), name
 
 
 def check_root(dataset: Dataset[Any], root: Path) -> None:
@@ -63,10 +31,16 @@ def check_root(dataset: Dataset[Any], root: Path) -> None:
 
     Raises:
         DatasetNotFound: With where to get the data and how to say where it is.
+        UnreadableFile: It cannot be listed.
     """
-    if root.is_dir() and any(root.iterdir()):
+    if is_folder(root) and visible(dataset, root):
         return
-    found = "is empty" if root.is_dir() else "does not exist" if not root.exists() else "is a file, not a folder"
+    if is_folder(root):
+        found = "is empty"
+    elif os.path.lexists(root):
+        found = "is a file, not a folder" if os.path.exists(root) else "is a link that leads nowhere"
+    else:
+        found = "does not exist"
     generated = type(dataset).write_phantoms is not Dataset.write_phantoms
     raise DatasetNotFound(
         f"{dataset.name}: {str(root)!r} {found}; {dataset.how_to_get} Then pass --data-root {dataset.name}=PATH"
@@ -84,7 +58,7 @@ def find_base(dataset: Dataset[Any], root: Path, wrappers: Sequence[str], folder
         dataset,
         root,
         wrappers,
-        lambda base: all((base / folder).is_dir() for folder in folders),
+        lambda base: all(is_folder(base / folder) for folder in folders),
         f"the folders {', '.join(folders)}",
     )
 
@@ -107,46 +81,20 @@ def locate(
     """
     check_root(dataset, root)
     for base in (root, *(root / wrapper for wrapper in wrappers)):
-        if base.is_dir() and complete(base):
+        if is_folder(base) and complete(base):
             return base
     expected = f"expected {wanted} in {str(root)!r}"
     if wrappers:
         expected += f" or in {' or '.join(f'{wrapper}/' for wrapper in wrappers)} under it"
-    children = sorted(child for child in root.iterdir() if child.is_dir() and not _ignored(child.name))
+    children = [child for child in visible(dataset, root) if is_folder(child)]
     for child in children:
-        if any(base.is_dir() and complete(base) for base in (child, *(child / wrapper for wrapper in wrappers))):
+        if any(is_folder(base) and complete(base) for base in (child, *(child / wrapper for wrapper in wrappers))):
             raise LayoutError(f"{dataset.name}: {expected}; did you mean {str(child)!r}?")
-    archives = sorted(file.name for file in root.iterdir() if file.suffix.lower() in ARCHIVES)
+    archives = [file.name for file in visible(dataset, root) if file.suffix.lower() in ARCHIVES]
     if archives:
         raise LayoutError(f"{dataset.name}: {expected}; found the archive {archives[0]!r}, unpack it there first")
     found = first_names([child.name for child in children]) or "no folder"
     raise LayoutError(f"{dataset.name}: {expected}; found {found}; {dataset.how_to_get}")
-
-
-def list_files(dataset: Dataset[Any], root: Path, base: Path, suffixes: Sequence[str]) -> list[File]:
-    """Files under `base` with one of the (lower-case) `suffixes`, at any depth, in natural order, without hidden ones.
-
-    Raises:
-        LayoutError: A link leads out of the root, or a name is not UTF-8.
-        UnreadableFile: A file has no bytes, or a folder cannot be listed.
-        WrongVersion: A file is the text that git-LFS leaves where the content was not fetched.
-    """
-    _check_link(dataset, root, base)
-    files: list[File] = []
-    folders = [base.relative_to(root).as_posix().removeprefix(".")]
-    while folders:
-        folder = folders.pop()
-        for entry in _entries(dataset, root / folder):
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_symlink():
-                _check_link(dataset, root, Path(entry.path))
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif entry.name.lower().endswith(tuple(suffixes)) and entry.is_file():
-                file = File(path, entry.stat().st_size)
-                _check_content(dataset, root, file)
-                files.append(file)
-    return sorted(files, key=lambda file: natural_key(file.path))
 
 
 def list_pairs(
@@ -169,11 +117,17 @@ def list_pairs(
     return [(file, mask_of[file.stem]) for file in found]
 
 
-def fingerprint(files: Iterable[File]) -> str:
-    """Hash of the names and sizes of all files, in natural order: 64 hexadecimal digits."""
+def fingerprint(root: Path, files: Iterable[File]) -> str:
+    """Hash of the names and contents of all files, in natural order: 64 hexadecimal digits.
+
+    A file whose size, times and inode are those of an earlier look is not read again. Of one that cannot be read, the
+    name alone counts here; whoever reads it says why.
+    """
+    ordered = [file.path for file in sorted(files, key=lambda file: natural_key(file.path))]
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: natural_key(file.path)):
-        digest.update(f"{file.path}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+    for path, content in zip(ordered, facts(root, ordered, "sha256", content_digest), strict=True):
+        known = "" if isinstance(content, DataError) else content
+        digest.update(f"{path}\0{known}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -205,12 +159,6 @@ def count_warnings(dataset: Dataset[Any], count: int, phantom: bool) -> tuple[st
     if phantom or dataset.expected_count in (None, count):
         return ()
     return (f"{dataset.name}: {count} samples found, {dataset.expected_count} documented; results are of a subset",)
-
-
-def first_names(names: Sequence[str], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
 
 
 def check_unique(dataset: Dataset[Any], root: Path, files: Sequence[File]) -> None:
@@ -247,58 +195,4 @@ def check_pairs(dataset: Dataset[Any], root: Path, images: Sequence[File], masks
         raise OrphanMask(
             f"{dataset.name}: {len(orphans)} masks without an image in {str(root)!r}: {first_names(orphans)}; "
             "add the images or remove the masks"
-        )
-
-
-@contextmanager
-def naming(dataset: Dataset[Any], root: Path) -> Iterator[None]:
-    """Puts the name of the data set and its root in front of the errors raised inside, which name the file alone."""
-    try:
-        yield
-    except DataError as error:
-        raise type(error)(f"{dataset.name} in {str(root)!r}: {error}") from error
-
-
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _entries(dataset: Dataset[Any], folder: Path) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, without hidden names."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if _ignored(entry.name):
-                    continue
-                if not entry.name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in entry.name):
-                    raise LayoutError(
-                        f"{dataset.name}: the name {entry.name!r} in {str(folder)!r} is not UTF-8; rename it"
-                    )
-                yield entry
-    except OSError as error:
-        raise UnreadableFile(
-            f"{dataset.name}: the folder {str(folder)!r} cannot be listed: {error}; check its permissions"
-        ) from error
-
-
-def _check_link(dataset: Dataset[Any], root: Path, path: Path) -> None:
-    if path == root or not path.is_symlink():
-        return
-    target = path.resolve()
-    if not target.is_relative_to(root.resolve()):
-        raise LayoutError(
-            f"{dataset.name}: {str(path)!r} is a link to {str(target)!r}, outside of the root; "
-            "copy what it points to, or make the root itself the link"
-        )
-    if not target.exists():
-        raise LayoutError(f"{dataset.name}: {str(path)!r} is a link to {str(target)!r}, which is missing; remove it")
-
-
-def _check_content(dataset: Dataset[Any], root: Path, file: File) -> None:
-    if file.size == 0:
-        raise UnreadableFile(f"{dataset.name}: {str(root / file.path)!r} is empty (0 bytes); copy or download it again")
-    if file.size < 256 and (root / file.path).read_bytes().startswith(LFS_POINTER):
-        raise WrongVersion(
-            f"{dataset.name}: {str(root / file.path)!r} is a git-LFS pointer, not the file itself; "
-            "run 'git lfs pull' where it is from"
         )

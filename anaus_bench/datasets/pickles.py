@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from anaus_bench.datasets.opening import opened, short, unreadable
 from anaus_bench.errors import UnreadableFile, WrongVersion
 
 SKIPPED_FROM = 2**20  # bytes: content of an array that is not wanted; smaller arrays are read even so
@@ -46,16 +47,16 @@ def read_arrays(path: Path, *, content: bool = True) -> tuple[NDArray[Any], ...]
         WrongVersion: It holds anything but numpy arrays, which would have to be run to be read.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             source = file if content else _Skipping(file, path.stat().st_size)
             loaded = _ArrayUnpickler(source, path).load()
         if isinstance(loaded, (tuple, list)) and loaded and all(isinstance(item, _Array) for item in loaded):
             return tuple(item.array() for item in loaded)
     except OSError as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     except DAMAGED as error:
         raise UnreadableFile(
-            f"{str(path)!r} is damaged: {error or 'out of memory'}; copy or download it again"
+            f"{str(path)!r} is damaged: {short(error) or 'out of memory'}; copy or download it again"
         ) from error
     raise UnreadableFile(f"{str(path)!r} holds {type(loaded).__name__!r}; expected a tuple of arrays of numbers")
 

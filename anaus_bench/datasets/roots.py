@@ -20,8 +20,8 @@ def data_folder(name: str, roots: Mapping[str, Path]) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def find_data(dataset: Dataset[Any], roots: Mapping[str, Path]) -> Index:
-    """Index of a data set's folder.
+def find_data(dataset: Dataset[Any], roots: Mapping[str, Path], *, skips_unreadable: bool = False) -> Index:
+    """Index of a data set's folder; clips that cannot be read are refused, or left out and listed.
 
     Raises:
         DatasetNotFound: No folder was given; the message says what the data set is, how to get it and where to put it.
@@ -34,4 +34,5 @@ def find_data(dataset: Dataset[Any], roots: Mapping[str, Path]) -> Index:
             f"{dataset.name}=FOLDER, or set ANAUS_DATA to a folder that holds {dataset.name}/. Without the data, "
             "--preset demo runs on generated phantoms"
         )
+    dataset.skips_unreadable = skips_unreadable
     return dataset.scan(folder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anaus_bench.errors import DataError
+from anaus_bench.datasets.listing import first_names, left_out
+from anaus_bench.errors import DataError, EndOfClip
 from anaus_bench.interfaces import Dataset, Index, Progress
 
 SHOWN = 5
@@ -24,7 +26,7 @@ class Report:
         groups: Number of groups that folds keep whole.
         with_mask: Samples whose mask is not empty.
         sizes: Smallest and largest (height, width) by area.
-        offenders: Messages of the samples that cannot be used.
+        offenders: Messages of the files and samples that cannot be used.
         warnings: Remarks that do not forbid using the data.
     """
 
@@ -64,18 +66,31 @@ class Report:
         return lines
 
 
-def verify(dataset: Dataset[Any], index: Index, progress: Progress) -> Report:
-    """Decodes every sample; collects the errors instead of stopping at the first."""
-    offenders: list[str] = []
+def verify(dataset: Dataset[Any], index: Index, progress: Progress, changed: Sequence[str] = ()) -> Report:
+    """Decodes every sample; collects the errors, one of each file, instead of stopping at the first.
+
+    Args:
+        dataset: What is read.
+        index: Its samples.
+        progress: Who is told.
+        changed: Files whose content changed though their size and times did not.
+    """
+    offenders = dict(index.unreadable)
+    remarks: list[str] = []
+    ends: dict[str, str] = {}  # of clips that end before their last frame
     sizes: set[tuple[int, int]] = set()
-    with_mask = 0
+    with_mask = lost = 0
     with progress.track(f"read {dataset.name}", len(index.samples)) as tracker:
         for number, sample in enumerate(index.samples):
             try:
                 picture = dataset.read(index, sample)
+            except EndOfClip as error:
+                ends.setdefault(sample.path, str(error))
+                lost += 1
             except DataError as error:
-                offenders.append(str(error))
+                offenders.setdefault(sample.path, str(error))
             else:
+                remarks += picture.remarks
                 height, width = picture.image.shape
                 sizes.add((height, width))
                 with_mask += picture.mask is not None and bool(picture.mask.any())
@@ -85,11 +100,26 @@ def verify(dataset: Dataset[Any], index: Index, progress: Progress) -> Report:
     return Report(
         name=dataset.name,
         root=str(index.root),
-        images=len(index.samples),
+        images=len(index.samples) - lost,
         classes={dataset.classes[label]: count for label, count in sorted(labels.items())},
         groups=len(set(dataset.groups(index))) if not offenders else len({sample.group_id for sample in index.samples}),
         with_mask=with_mask,
         sizes=(ordered[0], ordered[-1]) if ordered else None,
-        offenders=tuple(offenders),
-        warnings=index.warnings,
+        offenders=tuple(offenders.values()),
+        warnings=(*index.warnings, *ends.values(), *dict.fromkeys(remarks), *_rotten(changed), *_left_out(index)),
     )
+
+
+def _rotten(changed: Sequence[str]) -> list[str]:
+    if not changed:
+        return []
+    return [f"the content of {first_names(changed)} changed, size and times did not; check the disk"]
+
+
+def _left_out(index: Index) -> list[str]:
+    """What stands among the data and is none."""
+    found = left_out(index.root)
+    if not found:
+        return []
+    names = [f"{name} ({count} times)" if count > 1 else name for name, count in found.most_common()]
+    return [f"left out, as what systems and network drives leave behind (remove it if you wish): {first_names(names)}"]

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anaus_bench.datasets.images import MAX_PIXELS
+from anaus_bench.datasets.opening import check_cost, damaged, opened
 from anaus_bench.errors import UnreadableFile
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 METAIMAGE_SUFFIX = ".mhd"
-MAX_VOXELS = 2**30
 LONGEST_HEADER = 2**16  # bytes of a MetaImage header
 ELEMENTS = {
     "MET_UCHAR": "u1",
@@ -47,11 +47,11 @@ def volume_header(path: Path) -> VolumeHeader:
     """What the header says; the pixels are not read.
 
     Raises:
-        UnreadableFile: Damaged header, or more than `MAX_VOXELS`.
+        UnreadableFile: Damaged header, or larger than may be read.
     """
     if path.name.lower().endswith(METAIMAGE_SUFFIX):
         return _metaimage_header(path)[0]
-    with _decoding(path):
+    with opened(path), _decoding(path):
         return _nifti_header(_nifti(path), path)
 
 
@@ -63,7 +63,7 @@ def read_volume(path: Path) -> NDArray[Any]:
     """
     if path.name.lower().endswith(METAIMAGE_SUFFIX):
         return _read_metaimage(path)
-    with _decoding(path):
+    with opened(path), _decoding(path):
         image = _nifti(path)
         _nifti_header(image, path)
         voxels = np.asarray(image.dataobj)  # axes X, Y[, T]
@@ -76,11 +76,11 @@ def _decoding(path: Path) -> Iterator[None]:
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
-    damaged = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, OverflowError)
+    kinds = (OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, zlib.error)
     try:
         yield
-    except damaged as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; copy or download it again") from error
+    except (*kinds, ImageFileError, HeaderDataError) as error:
+        raise damaged(path, error) from error
 
 
 def _nifti(path: Path) -> Any:
@@ -95,17 +95,15 @@ def _nifti_header(image: Any, path: Path) -> VolumeHeader:
         raise UnreadableFile(f"{str(path)!r} has the shape {tuple(shape)}; expected frames over time")
     zooms = image.header.get_zooms()
     header = VolumeHeader((max(shape[2:], default=1), shape[1], shape[0]), (float(zooms[1]), float(zooms[0])))
-    _check_size(path, header.shape)
+    # Scaled voxels become floats of 64 bits.
+    _check_size(path, header.shape, max(8, image.header.get_data_dtype().itemsize))
     return header
 
 
 def _metaimage_header(path: Path) -> tuple[VolumeHeader, dict[str, str], int]:
     """The header, its fields, and the bytes it takes up in a file that holds the pixels as well."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(LONGEST_HEADER)
-    except OSError as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be read: {error}") from error
+    with opened(path) as file:
+        start = file.read(LONGEST_HEADER)
     fields: dict[str, str] = {}
     position = 0
     while "ElementDataFile" not in fields:
@@ -126,7 +124,7 @@ def _metaimage_header(path: Path) -> tuple[VolumeHeader, dict[str, str], int]:
             f"{str(path)!r} has DimSize {size} and {channels} channels; expected gray frames over time"
         )
     shape = (size[2] if len(size) == 3 else 1, size[1], size[0])
-    _check_size(path, shape)
+    _check_size(path, shape, max(np.dtype(element).itemsize for element in ELEMENTS.values()))
     return VolumeHeader(shape, (spacing[1], spacing[0])), fields, position
 
 
@@ -145,23 +143,23 @@ def _read_metaimage(path: Path) -> NDArray[Any]:
     expected = math.prod(header.shape) * kind.itemsize
     source = path if name == "LOCAL" else path.with_name(name)
     try:
-        with source.open("rb") as file:
+        with opened(source, root=path.parent) as file:
             file.seek(length if name == "LOCAL" else 0)
             if fields.get("CompressedData", "False").lower() == "true":
                 content = zlib.decompressobj().decompress(file.read(), expected + 1)
             else:
                 content = file.read(expected + 1)
     except (OSError, zlib.error) as error:
-        raise UnreadableFile(f"{str(source)!r}, the pixels of {path.name!r}, cannot be read: {error}") from error
+        raise damaged(source, error) from error
     if len(content) != expected:
         raise UnreadableFile(
             f"{str(source)!r} holds {'more' if len(content) > expected else len(content)} bytes, {expected} expected "
-            "for "
-            f"{header.shape} pixels of type {fields['ElementType']}; copy or download it again"
+            f"for {header.shape} pixels of type {fields['ElementType']}; copy or download it again"
         )
     return np.frombuffer(content, kind).reshape(header.shape)
 
 
-def _check_size(path: Path, shape: tuple[int, int, int]) -> None:
-    if shape[1] * shape[2] > MAX_PIXELS or math.prod(shape) > MAX_VOXELS or min(shape) < 1:
-        raise UnreadableFile(f"{str(path)!r} claims the shape {shape}; at most {MAX_VOXELS} voxels are read")
+def _check_size(path: Path, shape: tuple[int, int, int], itemsize: int) -> None:
+    if shape[1] * shape[2] > MAX_PIXELS or min(shape) < 1:
+        raise UnreadableFile(f"{str(path)!r} claims the shape {shape}; expected frames of at most {MAX_PIXELS} pixels")
+    check_cost(path, math.prod(shape) * itemsize, f"the shape {shape}")

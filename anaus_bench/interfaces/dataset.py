@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -45,9 +46,10 @@ class Index:
     Attributes:
         root: Folder the paths are relative to.
         samples: In natural order of their ids.
-        fingerprint: Hash of the names and sizes of all files used.
+        fingerprint: Hash of the names and contents of all files used.
         phantom: Whether the images are generated; results on them are marked everywhere.
         warnings: Remarks that do not forbid using the data, such as an unusual count.
+        unreadable: File that was left out because it cannot be read -> why; empty unless asked for.
     """
 
     root: Path
@@ -55,14 +57,22 @@ class Index:
     fingerprint: str
     phantom: bool = False
     warnings: tuple[str, ...] = ()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded sample: `image` (H, W) uint8 gray; `mask` (H, W) uint8 structure ids (0 = none), or None."""
+    """One decoded sample.
+
+    Attributes:
+        image: (H, W) uint8 gray.
+        mask: (H, W) uint8 structure ids (0 = none), or None.
+        remarks: What a person should look at, such as a mask that marks everything; each names its file.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Dataset(Plugin[S]):
@@ -75,6 +85,7 @@ class Dataset(Plugin[S]):
         licence, url: As stated by the publishers.
         how_to_get: Where to get it and which folder to put where, in two or three sentences.
         expected_count: Documented number of samples, or None.
+        skips_unreadable: Whether `scan` leaves out clips that cannot be read, and lists them, in place of refusing.
     """
 
     title: ClassVar[str]
@@ -84,9 +95,10 @@ class Dataset(Plugin[S]):
     url: ClassVar[str] = ""
     how_to_get: ClassVar[str] = ""
     expected_count: ClassVar[int | None] = None
+    skips_unreadable: bool = False
 
     def scan(self, root: Path) -> Index:
-        """The samples under `root`, by names only: no image is decoded.
+        """The samples under `root`, by names and headers: no image is decoded.
 
         Raises:
             DataError: Root missing, wrong layout, another version, missing or orphan masks.

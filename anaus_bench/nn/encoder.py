@@ -26,7 +26,7 @@ from anaus_bench.errors import LONGEST, SettingsError, WeightsError, shown
 from anaus_bench.machine.files import write_whole
 from anaus_bench.nn.backbones import BACKBONES, VITS
 from anaus_bench.nn.vit import SimplePyramid, ViT
-from anaus_bench.nn.weights import IMAGENET, load_weights
+from anaus_bench.nn.weights import IMAGENET, load_weights, misfit, unwrapped
 
 STRIDES = (4, 8, 16, 32)
 PYRAMID_CHANNELS = 256
@@ -238,12 +238,9 @@ def load_imagenet(encoder: Encoder, source: str) -> None:
         WeightsError: Absent, damaged or of another model.
     """
     published = IMAGENET[encoder.arch]
-    state: Mapping[str, Tensor] = load_weights(source, published)
+    own = encoder.backbone.state_dict()
+    state = unwrapped(load_weights(source, published), own, source)
     kept = {name: value for name, value in state.items() if not name.startswith(("fc.", "heads."))}
-    try:
-        encoder.backbone.load_state_dict(kept)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:200]
-        raise WeightsError(
-            f"{source} does not fit {encoder.arch} ({reason}); expected {published.file_name}"
-        ) from error
+    if reason := misfit(kept, own):
+        raise WeightsError(f"{source} does not fit {encoder.arch} ({reason}); expected {published.file_name}")
+    encoder.backbone.load_state_dict(kept)

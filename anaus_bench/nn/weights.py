@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anaus_bench.errors import WeightsError
 from anaus_bench.machine.files import file_digest, written_whole
+from anaus_bench.machine.home import cache_folder, expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# What DDP, torch.compile, Lightning, MoCo, BYOL, DINO and their like put before the names of an encoder.
+WRAPPERS = (
+    "module|_orig_mod|state_dict|model|net|network|backbone|encoder|base_encoder|encoder_q|online_encoder|"
+    "online_network|student|teacher|resnet|trunk"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,52 @@ def load_weights(source: str, published: PublishedWeights) -> Mapping[str, Tenso
     return read_state(path)
 
 
+def unwrapped(state: Mapping[str, Tensor], wanted: Collection[str], source: str) -> Mapping[str, Tensor]:
+    """The tensors of a network without what frameworks and wrappers put before their names, said as a warning.
+
+    Words such as `module.` or `backbone.` are taken off as long as that gives more of the names that are wanted; where
+    a file holds several networks (an encoder and its momentum copy), the first that fits best is taken.
+
+    Args:
+        state: Name -> tensor.
+        wanted: Names of the network that is to be loaded.
+        source: Where `state` is from, for the warning.
+    """
+    names = set(wanted)
+    prefixes = {"": None}  # in the order of the file
+    for name in state:
+        chain = re.match(rf"((?:{WRAPPERS})\.)+", name)
+        for end in range(chain.end() if chain else 0):
+            if name[end] == ".":
+                prefixes[name[: end + 1]] = None
+    fitting = {
+        prefix: sum(name.startswith(prefix) and name[len(prefix) :] in names for name in state) for prefix in prefixes
+    }
+    best = max(prefixes, key=fitting.__getitem__)
+    if not best or not fitting[best]:
+        return state
+    warnings.warn(f"the names in {source} begin with {best!r}, which is taken off", stacklevel=2)
+    return {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
+
+
+def misfit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """How the tensors differ from those of a network, in a few words; empty if they do not."""
+    # Batches are not counted in older files.
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    surplus = [name for name in state if name not in wanted]
+    odd = [name for name, value in state.items() if name in wanted and value.shape != wanted[name].shape]
+    parts = [
+        f"{len(names)} of {len(whole)} tensors {what}, such as {names[0]!r}"
+        for what, names, whole in (
+            ("missing", missing, wanted),
+            ("unknown", surplus, state),
+            ("of another shape", odd, state),
+        )
+        if names
+    ]
+    return "; ".join(parts)
+
+
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """State dict of a `.safetensors` or torch file; runs no code of the file.
 
@@ -107,10 +162,17 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     unreadable = (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error)
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            with warnings.catch_warnings(action="ignore"):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except (*unreadable, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+            raise WeightsError(
+                f"{path} holds more than tensors (such as the arguments of its training), which would have to be run; "
+                "where you trust it, save its state dict alone: torch.save(torch.load(PATH, weights_only=False)"
+                "['state_dict'], NEW)"
+            ) from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path} cannot be read as weights ({reason}); download it again") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict", state.get("model")), Mapping):
@@ -119,16 +181,35 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         raise WeightsError(
             f"{path} holds no state dict of tensors; expected a file such as torch.save(net.state_dict())"
         )
+    _check_values(state, path)
     return state
 
 
+def _check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses numbers that no training leaves behind."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise WeightsError(f"{path}: {name!r} holds values that are no finite numbers; its training failed")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise WeightsError(f"{path}: {name!r} holds negative variances; expected none: write the file again")
+
+
 def weights_folder() -> Path:
-    """Where downloads are kept: `ANAUS_WEIGHTS`, else a folder of the user's cache."""
-    return Path(os.environ.get("ANAUS_WEIGHTS", Path.home() / ".cache" / "anaus-bench" / "weights"))
+    """Where downloads are kept: `ANAUS_WEIGHTS`, else a folder of the user's cache.
+
+    Raises:
+        WeightsError: Neither is there.
+    """
+    if own := os.environ.get("ANAUS_WEIGHTS"):
+        return Path(own)
+    cache = cache_folder()
+    if cache is None:
+        raise WeightsError("there is no home folder to keep downloads in; set ANAUS_WEIGHTS to a folder")
+    return cache / "weights"
 
 
 def _existing(source: str, published: PublishedWeights) -> Path:
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.is_file():
         expected = "the path" if published.sha256 is None else "'official' or the path"
         raise WeightsError(

@@ -65,13 +65,15 @@ class Sources:
         return self._corpora[key]
 
     def _pack(self, sources: Mapping[str, Source]) -> Stage:
-        size, count = self.sections.core(CorpusSettings).size, sum(source.images for source in sources.values())
+        settings, count = self.sections.core(CorpusSettings), sum(source.images for source in sources.values())
+        size = settings.size
         if (gigabytes := count * size**2 / 1e9) >= 1:
             self.notes.append(
-                f"corpus {'+'.join(sources)}: {count} images packed at {size} pixels are {gigabytes:.1f} GB, and label "
-                "maps of them as much again; corpus.size sets the side"
+                f"corpus {'+'.join(sources)}: {count} images packed at up to {size} pixels are {gigabytes:.1f} GB, "
+                "and label maps of them as much again; corpus.size sets the side"
             )
-        spec = CorpusSpec(size=size, datasets={name: source.spec for name, source in sources.items()})
+        specs = {name: source.spec for name, source in sources.items()}
+        spec = CorpusSpec(size=size, datasets=specs, unreadable=settings.unreadable)
         inputs = {role: stage for name, source in sources.items() for role, stage in source.inputs(name).items()}
         roots = {name: folder for source in sources.values() for name, folder in source.roots.items()}
         return stage_of(spec, f"pack {'+'.join(sources)}", inputs=inputs, roots=roots)
@@ -86,8 +88,10 @@ class Sources:
         dataset: Dataset[Any] = self.sections.create("datasets", name)
         spec = DatasetSpec(**dict(self.sections.registry.spec("datasets", dataset)))
         if not self.is_generated(name):
-            index = find_data(dataset, self.roots)
+            skips = role == "train" and self.sections.core(CorpusSettings).unreadable == "skip"
+            index = find_data(dataset, self.roots, skips_unreadable=skips)
             self.notes += [f"{name}: {warning}" for warning in index.warnings]
+            self.notes += [f"{name}: left out: {reason}" for reason in index.unreadable.values()]
             folder = data_folder(name, self.roots)
             return Source(spec.model_copy(update={"fingerprint": index.fingerprint}), len(index.samples), folder=folder)
         if "ANAUS_DATA" in os.environ and (folder := data_folder(name, {})):

@@ -62,12 +62,13 @@ class PhantomsSpec(Spec):
 
 
 class CorpusSpec(Spec):
-    """Data sets packed at `size` pixels a side."""
+    """Data sets packed at `size` pixels a side, or that of the largest image where all are smaller."""
 
     kind = "corpus"
 
     size: int
     datasets: dict[str, DatasetSpec]
+    unreadable: Literal["refuse", "skip"] = "refuse"
 
 
 class FitSpec(Spec):

@@ -17,8 +17,8 @@ class CorpusSettings(Settings):
         512,
         ge=16,
         le=1024,
-        description="Side of the packed images in pixels. Views are cut from them, the authors' from whole frames: at "
-        "256 the median crop of a 4:3 frame is enlarged.",
+        description="Side of the packed images in pixels, or that of the largest where all are smaller. Views are cut "
+        "from them, the authors' from whole frames: at 256 the median crop of a 4:3 frame is enlarged.",
     )
     share: float = Field(
         1.0,
@@ -29,6 +29,11 @@ class CorpusSettings(Settings):
     )
     overlap: Literal["refuse", "exclude", "allow"] = Field(
         "refuse", description="What to do with corpus images that stand in the task's data (same clip, near-duplicate)."
+    )
+    unreadable: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="What to do with files that cannot be decoded: name all of them and stop, or leave them "
+        "out, which is recorded.",
     )
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"demo": {"size": 128}, "tiny": {"size": 64}}

@@ -54,6 +54,7 @@ def _regions(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The case packed as in a corpus, and the mask source's label map of it, both cut to the valid box."""
     picture = case.read()
+    size = min(size, max(picture.image.shape))
     image, box = letterbox(picture.image, size, labels=False)
     top, left, height, width = box
     truth = None

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from anaus_bench.datasets.images import VideoReader, count_frames, read_gray, read_picture
+from anaus_bench.datasets.images import read_gray, read_picture
+from anaus_bench.datasets.videos import VideoReader, count_frames
 from anaus_bench.errors import SizeMismatch, UnreadableFile
 
 

@@ -19,7 +19,7 @@ def notes(**overrides: Any) -> list[str]:
 
 def test_the_price_of_a_large_corpus_is_said_once() -> None:
     assert notes(phantom={"train": 6000}, corpus={"size": 512}) == [
-        "corpus phantom: 6000 images packed at 512 pixels are 1.6 GB, and label maps of them as much again; "
+        "corpus phantom: 6000 images packed at up to 512 pixels are 1.6 GB, and label maps of them as much again; "
         "corpus.size sets the side"
     ]
 

@@ -10,17 +10,8 @@ import re
 from pathlib import Path
 
 from anaus_bench.datasets.images import read_gray, read_picture
-from anaus_bench.datasets.layout import (
-    File,
-    check_root,
-    count_warnings,
-    find_base,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    start_phantoms,
-)
+from anaus_bench.datasets.layout import check_root, count_warnings, find_base, fingerprint, is_phantom, start_phantoms
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, naming, visible
 from anaus_bench.errors import EmptyMask, LabelError, LayoutError, MissingMask, OrphanMask, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -71,16 +62,17 @@ class BUSI(Dataset[Settings]):
             for key, file in images.items()
         )
         phantom = is_phantom(root, base)
-        return Index(base, samples, fingerprint(files), phantom, count_warnings(self, len(samples), phantom))
+        return Index(base, samples, fingerprint(base, files), phantom, count_warnings(self, len(samples), phantom))
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """Image and the union of its masks.
 
         Raises:
-            UnreadableFile, SizeMismatch: As `read_picture`.
+            UnreadableFile, BadMaskValues, SizeMismatch: As `read_picture`.
             EmptyMask: A benign or malignant image without lesion.
         """
-        picture = read_picture(index.root, sample.path, sample.mask_paths)
+        with naming(self, index.root):
+            picture = read_picture(index.root, sample.path, sample.mask_paths)
         if sample.label != self.classes.index("normal") and picture.mask is not None and not picture.mask.any():
             raise EmptyMask(
                 f"{self.name}: the masks of {sample.path!r} in {str(index.root)!r} are all zero; "
@@ -128,7 +120,7 @@ class BUSI(Dataset[Settings]):
 
     def _refuse_split(self, folder: Path) -> None:
         """Re-hosts put all images in one folder and all masks in another."""
-        names = {child.name.lower() for child in folder.iterdir() if child.is_dir()}
+        names = {child.name.lower() for child in visible(self, folder) if is_folder(child)}
         split = sorted(names & {"image", "images", "mask", "masks", "label", "labels"})
         if len(split) >= 2:
             raise WrongVersion(
@@ -137,8 +129,13 @@ class BUSI(Dataset[Settings]):
             )
 
     def _check_classes(self, base: Path) -> None:
-        for child in sorted(base.iterdir()):
-            if child.is_dir() and child.name not in self.classes and not child.name.startswith((".", "__")):
+        for child in visible(self, base):
+            if child.name == WRAPPER and is_folder(child):
+                raise LayoutError(
+                    f"{self.name}: {str(base)!r} holds the class folders and {WRAPPER!r}, which may be the same images "
+                    "twice; keep one of the two"
+                )
+            if is_folder(child) and child.name not in self.classes:
                 raise LabelError(
                     f"{self.name}: unknown class folder {child.name!r} in {str(base)!r}; "
                     f"known: {', '.join(self.classes)}"

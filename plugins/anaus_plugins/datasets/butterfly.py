@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, count_frames, is_video, read_gray
+from anaus_bench.datasets.images import read_picture
 from anaus_bench.datasets.layout import (
     IMAGE_SUFFIXES,
-    File,
     check_root,
     check_unique,
     count_warnings,
     fingerprint,
-    first_names,
     is_phantom,
-    list_files,
     locate,
-    naming,
     start_phantoms,
 )
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, naming, visible
+from anaus_bench.datasets.videos import VIDEO_SUFFIXES, Survey, VideoReader, is_video, survey
 from anaus_bench.errors import CountMismatch, LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -65,19 +63,26 @@ class Butterfly(Dataset[Settings]):
             UnreadableFile: A video cannot be opened.
         """
         check_root(self, root)
-        loose = sorted(child.name for child in root.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES)
+        loose = [child.name for child in visible(self, root) if child.suffix.lower() in IMAGE_SUFFIXES]
         if loose:
             raise LayoutError(
                 f"{self.name}: {str(root)!r} holds {len(loose)} images without a folder: {first_names(loose)}; "
                 "each clip must be a folder of its own, or the clips cannot be told apart"
             )
-        base = locate(self, root, (), _has_clips, "one folder of frames, or one video file, for each clip")
+        base = locate(self, root, (), self._has_clips, "one folder of frames, or one video file, for each clip")
         files = list_files(self, base, base, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         check_unique(self, base, files)
+        clips = survey(self, base, [file for file in files if is_video(file.path)])
         with naming(self, base):
-            samples = [sample for clip, frames in _clips(files).items() for sample in self._frames(base, clip, frames)]
+            samples = [
+                sample
+                for clip, frames in _clips(files).items()
+                if clip not in clips.unreadable
+                for sample in self._frames(clip, frames, clips)
+            ]
         phantom = is_phantom(root)
-        return Index(base, tuple(samples), fingerprint(files), phantom, self._warnings(samples, phantom))
+        warnings = (*self._warnings(samples, phantom), *clips.warnings)
+        return Index(base, tuple(samples), fingerprint(base, files), phantom, warnings, clips.unreadable)
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """The frame; no mask.
@@ -89,7 +94,7 @@ class Butterfly(Dataset[Settings]):
         with naming(self, index.root):
             if is_video(sample.path) and sample.frame_index is not None:
                 return Picture(self._videos.frame(path, sample.frame_index))
-            return Picture(read_gray(path))
+            return read_picture(index.root, sample.path, ())
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
         """About `count` frames of clips whose classes take turns, as JPEG of quality 90."""
@@ -107,10 +112,17 @@ class Butterfly(Dataset[Settings]):
             for number, image in enumerate(clip.images):
                 Image.fromarray(image).save(folder / f"{folder.name}_frame{number}.jpg", quality=90)
 
-    def _frames(self, base: Path, clip: str, files: list[File]) -> list[Sample]:
+    def _has_clips(self, folder: Path) -> bool:
+        return any(
+            child.suffix.lower() in VIDEO_SUFFIXES
+            or (is_folder(child) and any(file.suffix.lower() in IMAGE_SUFFIXES for file in visible(self, child)))
+            for child in visible(self, folder)
+        )
+
+    def _frames(self, clip: str, files: list[File], clips: Survey) -> list[Sample]:
         label = LABELS.get(clip.rpartition("/")[2][:3].lower())
         if is_video(clip):
-            frames = [(f"{clip}#{frame}", clip) for frame in range(count_frames(base / clip))]
+            frames = [(f"{clip}#{frame}", clip) for frame in range(clips.headers[clip].frames)]
         else:
             frames = [(file.path, file.path) for file in files]
         if len(frames) < LEAST_FRAMES:
@@ -135,14 +147,6 @@ class Butterfly(Dataset[Settings]):
                 f"{first_names(unknown)}"
             )
         return tuple(warnings)
-
-
-def _has_clips(folder: Path) -> bool:
-    return any(
-        child.suffix.lower() in VIDEO_SUFFIXES
-        or (child.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in child.iterdir()))
-        for child in folder.iterdir()
-    )
 
 
 def _clips(files: Iterable[File]) -> dict[str, list[File]]:

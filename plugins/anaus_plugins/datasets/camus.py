@@ -7,7 +7,6 @@ Two editions are read: the NIfTI one (half a cycle of every view, every frame an
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anaus_bench.datasets.layout import (
-    File,
-    check_root,
-    count_warnings,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    locate,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.datasets.layout import check_root, count_warnings, fingerprint, is_phantom, locate, start_phantoms
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, naming, visible
+from anaus_bench.datasets.pixels import check_gray
+from anaus_bench.datasets.text import read_fields, read_json
 from anaus_bench.datasets.volumes import NIFTI_SUFFIXES, read_volume, volume_header
 from anaus_bench.errors import (
     BadMaskValues,
@@ -112,7 +103,7 @@ class CAMUS(Dataset[Settings]):
             self,
             root,
             ("CAMUS_public/database_nifti", "database_nifti", "CAMUS_public"),
-            _has_patients,
+            self._has_patients,
             "folders patientNNNN (or training/ with them)",
         )
         volumes = list_files(self, base, base, (*NIFTI_SUFFIXES, ".mhd"))
@@ -131,7 +122,7 @@ class CAMUS(Dataset[Settings]):
         if found != PATIENTS and not phantom:
             warnings.append(f"{self.name}: {found} patients found, {PATIENTS} documented")
         warnings += count_warnings(self, len(samples), phantom)
-        return Index(base, tuple(samples), fingerprint([*volumes, *others]), phantom, tuple(warnings))
+        return Index(base, tuple(samples), fingerprint(base, [*volumes, *others]), phantom, tuple(warnings))
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """Image and label map; in order, each sequence is decoded once.
@@ -161,8 +152,9 @@ class CAMUS(Dataset[Settings]):
         path = index.root / SUBGROUPS
         if not path.is_file():
             return None
+        with naming(self, index.root):
+            groups = read_json(path, root=index.root)
         try:
-            groups = json.loads(path.read_text(encoding="utf-8"))
             fold_of = {
                 patient: (int(name.removeprefix("subGroup")) - 1) // 2
                 for name, patients in groups.items()
@@ -171,8 +163,8 @@ class CAMUS(Dataset[Settings]):
             return [fold_of[sample.patient_id or ""] for sample in index.samples]
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise LayoutError(
-                f"{self.name}: {str(path)!r} does not give every patient a sub-group ({error}); copy it again or "
-                "remove it"
+                f"{self.name}: {str(path)!r} does not give every patient a sub-group; expected "
+                '{"subGroup1": ["patient0001", ...], ...}: copy it again or remove it'
             ) from error
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
@@ -192,8 +184,15 @@ class CAMUS(Dataset[Settings]):
 
     # ---- what is there
 
+    def _has_patients(self, folder: Path) -> bool:
+        return any(
+            is_folder(child)
+            and (re.fullmatch(r"patient\d+", child.name) or (child.name == "training" and self._has_patients(child)))
+            for child in visible(self, folder)
+        )
+
     def _refuse_repacked(self, root: Path) -> None:
-        found = sorted(child.name for child in root.iterdir() if child.suffix.lower() in REPACKED)
+        found = [child.name for child in visible(self, root) if child.suffix.lower() in REPACKED]
         if found:
             raise WrongVersion(
                 f"{self.name}: {str(root)!r} holds {first_names(found)}, a re-packed edition that loses headers and "
@@ -319,18 +318,14 @@ class CAMUS(Dataset[Settings]):
         """What `Info_2CH.cfg` says beside `image`; ED and ES count from 1 in the file."""
         path = base / image.folder / f"Info_{view}.cfg"
         try:
-            lines = path.read_text(encoding="latin-1").splitlines()
-        except OSError as error:
-            raise LayoutError(
-                f"{self.name}: {str(path)!r} cannot be read ({error.strerror}); it says which frames are ED and ES; "
-                f"{self.how_to_get}"
-            ) from error
-        values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+            values = read_fields(path, root=base)
+        except UnreadableFile as error:
+            raise LayoutError(f"{self.name}: {error}; it says which frames are ED and ES; {self.how_to_get}") from error
         try:
             diastole, systole, frames = (int(values[key]) for key in ("ED", "ES", "NbFrame"))
         except (KeyError, ValueError) as error:
             raise LayoutError(
-                f"{self.name}: {str(path)!r} has no number for ED, ES or NbFrame ({error}); copy or download it again"
+                f"{self.name}: {str(path)!r} has no number for ED, ES or NbFrame; copy or download it again"
             ) from error
         if not (1 <= diastole <= frames and 1 <= systole <= frames):
             raise CountMismatch(
@@ -351,6 +346,8 @@ class CAMUS(Dataset[Settings]):
         return self._open[1], self._open[2]
 
     def _labels(self, masks: NDArray[Any], path: str) -> NDArray[np.uint8]:
+        if masks.dtype.kind not in "biuf":
+            raise BadMaskValues(f"{path!r} holds voxels of type {masks.dtype}; expected 0 to {len(self.structures)}")
         known = np.isin(masks, range(len(self.structures) + 1))
         if not known.all():
             odd = np.unique(masks[~known])[:5].tolist()
@@ -359,19 +356,10 @@ class CAMUS(Dataset[Settings]):
         return labels
 
 
-def _has_patients(folder: Path) -> bool:
-    return any(
-        child.is_dir()
-        and (re.fullmatch(r"patient\d+", child.name) or (child.name == "training" and _has_patients(child)))
-        for child in folder.iterdir()
-    )
-
-
 def _gray(images: NDArray[Any], path: str) -> NDArray[np.uint8]:
-    if images.size and not (images.min() >= 0 and images.max() <= 255):  # also not a number
-        raise UnreadableFile(
-            f"{path!r} holds values from {images.min()} to {images.max()}; expected gray levels 0 to 255"
-        )
+    if images.dtype.kind not in "biuf":
+        raise UnreadableFile(f"{path!r} holds voxels of type {images.dtype}; expected gray levels from 0 to 255")
+    check_gray(images, repr(path))
     levels: NDArray[np.uint8] = np.rint(images).astype(np.uint8)
     return levels
 

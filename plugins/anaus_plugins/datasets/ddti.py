@@ -6,27 +6,23 @@ an XML file of polygons for each case.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
-from anaus_bench.datasets.images import read_gray, read_marked
+from anaus_bench.datasets.images import read_marked, read_picture
 from anaus_bench.datasets.layout import (
-    File,
     check_unique,
     count_warnings,
     fingerprint,
-    first_names,
     is_phantom,
-    list_files,
     list_pairs,
     locate,
-    naming,
     start_phantoms,
 )
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, naming, visible
+from anaus_bench.datasets.text import parse_json, read_xml
 from anaus_bench.errors import EmptyMask, LayoutError, MissingMask, OrphanMask, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -42,7 +38,7 @@ WRAPPERS = tuple(
     for edition in (*EDITIONS, "")
     if outer or inner or edition
 )
-LONGEST_XML = 2**22  # bytes
+FARTHEST = 1e6  # pixels
 Polygon = list[tuple[float, float]]
 
 
@@ -75,7 +71,9 @@ class DDTI(Dataset[Settings]):
             self,
             root,
             WRAPPERS,
-            lambda folder: _pair_folders(folder) is not None or any(folder.glob("*.xml")),
+            lambda folder: (
+                _pair_folders(folder) is not None or any(path.suffix == ".xml" for path in visible(self, folder))
+            ),
             "the folders image and mask (or p_image and p_mask; or .jpg and .xml files)",
         )
         folders = _pair_folders(base)
@@ -85,20 +83,21 @@ class DDTI(Dataset[Settings]):
         pairs = list_pairs(self, base, base / folders[0], base / folders[1], (".png",))
         samples = tuple(Sample(image.path, image.path, image.path, (mask.path,)) for image, mask in pairs)
         files = [file for pair in pairs for file in pair]
-        return Index(base, samples, fingerprint(files), phantom, count_warnings(self, len(samples), phantom))
+        return Index(base, samples, fingerprint(base, files), phantom, count_warnings(self, len(samples), phantom))
 
     def read(self, index: Index, sample: Sample) -> Picture:
-        """Image and nodules: the mask above 127, or the polygons filled.
+        """Image and nodules: what the mask marks, or the polygons filled.
 
         Raises:
-            UnreadableFile, SizeMismatch, EmptyMask: As `read_marked`.
+            DataError: As `read_marked`.
         """
         from PIL import ImageDraw
 
         if not sample.mask_paths[0].endswith(".xml"):
             return read_marked(self, index, sample)
         with naming(self, index.root):
-            image = read_gray(index.root / sample.path)
+            picture = read_picture(index.root, sample.path, ())
+            image = picture.image
             polygons = _read_polygons(index.root / sample.mask_paths[0])[_number(sample.path)]
             mask = Image.new("L", (image.shape[1], image.shape[0]))
             for polygon in polygons:
@@ -106,7 +105,7 @@ class DDTI(Dataset[Settings]):
             filled = np.array(mask, dtype=np.uint8)
             if not filled.any():
                 raise EmptyMask(f"the polygons of {sample.path!r} lie outside of the image; copy both files again")
-            return Picture(image, filled)
+            return Picture(image, filled, picture.remarks)
 
     def groups(self, index: Index) -> tuple[str, ...]:
         """The case where it is known, else the first sample of each image's near-duplicates (40 of 256 bits)."""
@@ -177,11 +176,11 @@ class DDTI(Dataset[Settings]):
             warnings.append(
                 f"{self.name}: {len(unmarked)} images have no polygon and are left out: {first_names(unmarked)}"
             )
-        return Index(base, tuple(samples), fingerprint([*images, *cases]), phantom, tuple(warnings))
+        return Index(base, tuple(samples), fingerprint(base, [*images, *cases]), phantom, tuple(warnings))
 
 
 def _pair_folders(folder: Path) -> tuple[str, str] | None:
-    return next((pair for pair in FOLDERS if all((folder / name).is_dir() for name in pair)), None)
+    return next((pair for pair in FOLDERS if all(is_folder(folder / name) for name in pair)), None)
 
 
 def _case_number(path: str) -> str:
@@ -199,27 +198,24 @@ def _read_polygons(path: Path) -> dict[str, list[Polygon]]:
     `[{"points": [{"x": 1, "y": 2}, ...]}, ...]`.
 
     Raises:
-        UnreadableFile: Not XML, too large, with entities, or polygons that are not as above.
+        DataError: Not XML, too large, with entities, or polygons that are not as above.
     """
-    try:
-        content = path.read_bytes()
-        if len(content) > LONGEST_XML or b"<!ENTITY" in content or b"<!DOCTYPE" in content:
-            raise UnreadableFile(
-                f"{str(path)!r} is larger than {LONGEST_XML} bytes or declares entities; it is not read"
-            )
-        case = ElementTree.fromstring(content)
-        polygons: dict[str, list[Polygon]] = {}
-        for mark in case.iter("mark"):
-            text = (mark.findtext("svg") or "").strip()
-            shapes = json.loads(text) if text else []
+    polygons: dict[str, list[Polygon]] = {}
+    for mark in read_xml(path).iter("mark"):
+        text = (mark.findtext("svg") or "").strip()
+        try:
             found = [
                 [(float(point["x"]), float(point["y"])) for point in shape["points"]]
-                for shape in shapes
+                for shape in (parse_json(text, path) if text else [])
                 if isinstance(shape, dict) and len(shape.get("points", ())) >= 3
             ]
-            polygons.setdefault((mark.findtext("image") or "").strip(), []).extend(found)
-    except (OSError, ElementTree.ParseError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be read: {error}; copy or download it again") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreadableFile(
+                f"{str(path)!r} holds a mark whose points have no numbers x and y; copy or download it again"
+            ) from error
+        if not all(abs(value) < FARTHEST for polygon in found for point in polygon for value in point):
+            raise UnreadableFile(f"{str(path)!r} holds points that lie in no image, or are no numbers; copy it again")
+        polygons.setdefault((mark.findtext("image") or "").strip(), []).extend(found)
     return polygons
 
 

@@ -7,9 +7,7 @@ size, with its aspect ratio lost.
 from __future__ import annotations
 
 import re
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,20 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.datasets.images import VideoReader, video_header, write_video
 from anaus_bench.datasets.layout import (
-    File,
     check_root,
     check_unique,
     count_warnings,
     fingerprint,
-    first_names,
     is_phantom,
-    list_files,
     locate,
-    naming,
     start_phantoms,
 )
+from anaus_bench.datasets.listing import File, first_names, list_files, naming
+from anaus_bench.datasets.matlab import matlab_shape, read_matlab
+from anaus_bench.datasets.videos import VideoHeader, VideoReader, survey, write_video
+from anaus_bench.datasets.workbooks import read_workbook
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,
@@ -58,8 +55,6 @@ ANNOTATED = 109
 SIDE = 224
 FRAMES = 21  # of a generated cycle; fewer where that leaves few videos
 HEADINGS = ("ECHO", "SEG1", "SEG2", "SEG3", "SEG5", "SEG6", "SEG7", "Reference Frame", "End of Cycle", MASKS)
-DAMAGED_TABLE = (zipfile.BadZipFile, KeyError, ValueError, OSError, TypeError)
-DAMAGED_MASK = (ValueError, TypeError, KeyError, IndexError, OSError, OverflowError, struct.error, zlib.error)
 
 
 class HMCQUSettings(Settings):
@@ -139,6 +134,7 @@ class HMCQU(Dataset[HMCQUSettings]):
         video_of = {file.stem: file for file in videos}
         mask_of = {file.stem.removeprefix("Mask_"): file for file in masks}
         self._check_pairs(base, cycles, video_of, mask_of)
+        clips = survey(self, base, [video_of[echo] for echo in cycles])
         samples = [
             Sample(
                 sample_id=f"{video_of[echo].path}#{frame}",
@@ -150,14 +146,15 @@ class HMCQU(Dataset[HMCQUSettings]):
                 patient_id=echo,
             )
             for echo, cycle in cycles.items()
-            for frame in self._frames(base, cycle, video_of[echo], mask_of[echo])
+            if video_of[echo].path not in clips.unreadable
+            for frame in self._frames(base, cycle, clips.headers[video_of[echo].path], video_of[echo], mask_of[echo])
         ]
         phantom = is_phantom(root, base)
-        warnings = list(count_warnings(self, len(samples), phantom))
+        warnings = [*count_warnings(self, len(samples), phantom), *clips.warnings]
         if len(cycles) != ANNOTATED and not phantom:
             warnings.append(f"{self.name}: {len(cycles)} annotated videos found, {ANNOTATED} documented")
         used = [*(video_of[echo] for echo in cycles), *masks, *tables]
-        return Index(base, tuple(samples), fingerprint(used), phantom, tuple(warnings))
+        return Index(base, tuple(samples), fingerprint(base, used), phantom, tuple(warnings), clips.unreadable)
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """A frame and its mask, at the size that the setting `resolution` says; in order, each file is decoded once.
@@ -220,7 +217,8 @@ class HMCQU(Dataset[HMCQUSettings]):
     def _cycles(self, base: Path) -> dict[str, _Cycle]:
         """The annotated cycle of each ticked video: the last three columns count frames from 1, and tick."""
         path = base / TABLE
-        rows = self._rows(path)
+        with naming(self, base):
+            rows = read_workbook(path, root=base)
         heading = [cell for cell in rows[0] if cell is not None] if rows else []
         if len(heading) < 4 or str(heading[0]).strip().upper() != "ECHO":
             raise LayoutError(
@@ -247,20 +245,6 @@ class HMCQU(Dataset[HMCQUSettings]):
             raise LayoutError(f"{self.name}: {str(path)!r} ticks no video as annotated ({TICK!r}); {self.how_to_get}")
         return cycles
 
-    def _rows(self, path: Path) -> list[tuple[Any, ...]]:
-        import openpyxl
-        from openpyxl.utils.exceptions import InvalidFileException
-
-        try:
-            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-            rows = list(book.worksheets[0].iter_rows(values_only=True))
-            book.close()
-        except (*DAMAGED_TABLE, InvalidFileException, IndexError, SyntaxError) as error:
-            raise UnreadableFile(
-                f"{self.name}: {str(path)!r} cannot be read as a table: {error}; download it again"
-            ) from error
-        return rows
-
     def _check_pairs(
         self, base: Path, cycles: dict[str, _Cycle], video_of: dict[str, File], mask_of: dict[str, File]
     ) -> None:
@@ -279,12 +263,16 @@ class HMCQU(Dataset[HMCQUSettings]):
                 f"{first_names(orphans)}; add the videos or remove the masks"
             )
 
-    def _frames(self, base: Path, cycle: _Cycle, video: File, mask: File) -> range:
+    def _frames(self, base: Path, cycle: _Cycle, header: VideoHeader, video: File, mask: File) -> range:
         """Numbers of the annotated frames; the three sources must agree."""
         with naming(self, base):
-            found = video_header(base / video.path).frames
-            shape = _mask_shape(base / mask.path)
-        count = cycle.last - cycle.first + 1
+            shape = matlab_shape(base / mask.path, VARIABLE)
+        count, found = cycle.last - cycle.first + 1, header.frames
+        if found <= cycle.last < header.promised:
+            raise UnreadableFile(
+                f"{self.name}: {video.path!r} in {str(base)!r} ends after {found} of the {header.promised} frames that "
+                "its header promises; copy or download it again"
+            )
         if cycle.last >= found:
             raise CountMismatch(
                 f"{self.name}: {video.path!r} in {str(base)!r} has {found} frames, {TABLE} says that its cycle ends "
@@ -310,48 +298,12 @@ class HMCQU(Dataset[HMCQUSettings]):
     def _mask(self, path: Path) -> NDArray[np.uint8]:
         """(F, 224, 224) uint8 in {0, 1}."""
         if self._masks is None or self._masks[0] != path:
-            from scipy.io import loadmat
-            from scipy.io.matlab import MatReadError
-
-            try:
-                stack = np.asarray(loadmat(path, variable_names=[VARIABLE])[VARIABLE])
-            except (*DAMAGED_MASK, MatReadError) as error:
-                raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; download it again") from error
+            stack = read_matlab(path, VARIABLE)
             if stack.dtype.kind not in "biuf" or not np.isin(stack, (0, 1)).all():
                 odd = np.unique(stack)[:5].tolist() if stack.dtype.kind in "biuf" else stack.dtype
                 raise BadMaskValues(f"{str(path)!r} holds the values {odd}; expected 0 and 1")
             self._masks = path, stack.astype(np.uint8)
         return self._masks[1]
-
-
-def _mask_shape(path: Path) -> tuple[int, ...]:
-    """Shape (F, H, W) of a MATLAB file's masks; their values are not read.
-
-    Raises:
-        WrongVersion: MATLAB 7.3, which is another format.
-        UnreadableFile: Damaged, or without the masks.
-    """
-    from scipy.io import whosmat
-    from scipy.io.matlab import MatReadError
-
-    with path.open("rb") as file:
-        head = file.read(128)
-    if head.startswith((b"MATLAB 7.3", b"\x89HDF")):
-        raise WrongVersion(
-            f"{str(path)!r} is a MATLAB 7.3 file (HDF5); needed: version 5, as published: save it with '-v7' or "
-            "download it "
-            "again"
-        )
-    try:
-        shapes = {name: shape for name, shape, _ in whosmat(path)}
-    except (*DAMAGED_MASK, MatReadError) as error:
-        raise UnreadableFile(f"{str(path)!r} cannot be decoded: {error}; download it again") from error
-    if len(shapes.get(VARIABLE, ())) != 3:
-        raise UnreadableFile(
-            f"{str(path)!r} holds {first_names([f'{name} {shape}' for name, shape in shapes.items()]) or 'nothing'}; "
-            f"expected {VARIABLE!r} of shape (frames, {SIDE}, {SIDE})"
-        )
-    return tuple(shapes[VARIABLE])
 
 
 def _write_masks(path: Path, masks: NDArray[np.bool_]) -> None:

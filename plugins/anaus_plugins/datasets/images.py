@@ -7,8 +7,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, count_frames, read_gray
-from anaus_bench.datasets.layout import IMAGE_SUFFIXES, File, check_root, fingerprint, is_phantom, list_files
+from anaus_bench.datasets.images import read_picture
+from anaus_bench.datasets.layout import IMAGE_SUFFIXES, check_root, fingerprint, is_phantom
+from anaus_bench.datasets.listing import File, list_files
+from anaus_bench.datasets.videos import VIDEO_SUFFIXES, Survey, VideoReader, is_video, survey
 from anaus_bench.errors import LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -27,7 +29,7 @@ class ImagesSettings(Settings):
 class Images(Dataset[ImagesSettings]):
     """Images in a sub-folder are the frames of one clip, in numeric order; images in the root stand alone.
 
-    A clip (video file or sub-folder) is one group.
+    A clip (video file, TIFF of several pages, or sub-folder) is one group.
     """
 
     name = "images"
@@ -44,18 +46,19 @@ class Images(Dataset[ImagesSettings]):
         self._videos = VideoReader()
 
     def scan(self, root: Path) -> Index:
-        """All frames in natural order; of a video only the container is read.
+        """All frames in natural order; of a video only the container is read, of a TIFF only the pages are counted.
 
         Raises:
             DatasetNotFound, LayoutError: Root missing or empty, or no image or video in it.
-            UnreadableFile: A video cannot be opened.
+            UnreadableFile: A video or a TIFF cannot be opened.
         """
         check_root(self, root)
         files = list_files(self, root, root, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         if not files:
             raise LayoutError(f"{self.name}: no image or video under {str(root)!r}; {self.how_to_get}")
-        samples = tuple(self._samples(root, files))
-        return Index(root, samples, fingerprint(files), phantom=is_phantom(root))
+        clips = survey(self, root, files)
+        samples = tuple(self._samples(files, clips))
+        return Index(root, samples, fingerprint(root, files), is_phantom(root), clips.warnings, clips.unreadable)
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """The image or frame; no mask.
@@ -63,16 +66,18 @@ class Images(Dataset[ImagesSettings]):
         Raises:
             UnreadableFile: The file cannot be decoded, or a video ends before the frame.
         """
-        path = index.root / sample.path
-        if is_video(sample.path) and sample.frame_index is not None:
-            return Picture(self._videos.frame(path, sample.frame_index))
-        return Picture(read_gray(path))
+        if sample.video_id == sample.path and sample.frame_index is not None:
+            return Picture(self._videos.frame(index.root / sample.path, sample.frame_index))
+        return read_picture(index.root, sample.path, ())
 
-    def _samples(self, root: Path, files: Iterable[File]) -> Iterator[Sample]:
+    def _samples(self, files: Iterable[File], clips: Survey) -> Iterator[Sample]:
         position: dict[str, int] = {}  # of the next frame in each folder
         for file in files:
-            if is_video(file.path):
-                for frame in self._chosen(count_frames(root / file.path)):
+            if file.path in clips.unreadable:
+                continue
+            header = clips.headers.get(file.path)
+            if header is not None and (is_video(file.path) or header.frames > 1):
+                for frame in self._chosen(header.frames):
                     yield Sample(f"{file.path}#{frame}", file.path, file.path, video_id=file.path, frame_index=frame)
             elif not file.folder:
                 yield Sample(file.path, file.path, file.path)
@@ -86,11 +91,6 @@ class Images(Dataset[ImagesSettings]):
         """Numbers of the frames used of a clip of `count`."""
         chosen = range(0, count, self.settings.every)
         return chosen if self.settings.max_frames is None else chosen[: self.settings.max_frames]
-
-
-def is_video(path: str) -> bool:
-    """Whether a file is decoded as a video, by its suffix."""
-    return path.lower().endswith(VIDEO_SUFFIXES)
 
 
 @hookimpl

@@ -15,18 +15,9 @@ import numpy as np
 from pydantic import Field
 
 from anaus_bench.datasets.images import read_gray
-from anaus_bench.datasets.layout import (
-    File,
-    check_pairs,
-    check_unique,
-    find_base,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    natural_key,
-    start_phantoms,
-)
+from anaus_bench.datasets.layout import check_pairs, check_unique, find_base, fingerprint, is_phantom, start_phantoms
+from anaus_bench.datasets.listing import File, first_names, list_files, naming, natural_key
+from anaus_bench.datasets.text import read_table
 from anaus_bench.errors import BadMaskValues, EmptyMask, LabelError, LayoutError, SizeMismatch
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -96,8 +87,8 @@ class Phantom(Dataset[PhantomAnatomy]):
                 f"{self.name}: index.csv and images/ in {str(root)!r} differ in {first_names(odd)}; write it again"
             )
         samples = tuple(self._sample(file, rows[file.name]) for file in images)
-        index = File("index.csv", (root / "index.csv").stat().st_size)
-        return Index(root, samples, fingerprint([*images, *masks, index]), phantom=is_phantom(root))
+        index = File("index.csv", 0)
+        return Index(root, samples, fingerprint(root, [*images, *masks, index]), phantom=is_phantom(root))
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """Image and mask.
@@ -109,7 +100,8 @@ class Phantom(Dataset[PhantomAnatomy]):
             EmptyMask: A breast lesion's class without lesion.
         """
         (path,) = sample.mask_paths
-        image, levels = read_gray(index.root / sample.path), read_gray(index.root / path)
+        with naming(self, index.root):
+            image, levels = read_gray(index.root / sample.path), read_gray(index.root / path)
         if levels.shape != image.shape:
             raise SizeMismatch(
                 f"{self.name}: {path!r} in {str(index.root)!r} has {levels.shape[1]} x {levels.shape[0]} pixels, its "
@@ -159,13 +151,8 @@ class Phantom(Dataset[PhantomAnatomy]):
         path = root / "index.csv"
         if not path.is_file():
             raise LayoutError(f"{self.name}: 'index.csv' is missing in {str(root)!r}; write the data set again")
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise LayoutError(
-                    f"{self.name}: {str(path)!r} has the columns {reader.fieldnames}; expected {list(COLUMNS)}"
-                )
-            rows = list(reader)
+        with naming(self, root):
+            rows = read_table(path, COLUMNS, root=root)
         by_image = {row["image"]: row for row in rows}
         if len(by_image) < len(rows):
             raise LayoutError(f"{self.name}: {str(path)!r} lists an image twice; write the data set again")

@@ -16,20 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from anaus_bench.datasets.images import VIDEO_SUFFIXES, VideoReader, is_video, read_gray, video_header, write_video
-from anaus_bench.datasets.layout import (
-    IMAGE_SUFFIXES,
-    File,
-    check_unique,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    locate,
-    naming,
-    start_phantoms,
-)
+from anaus_bench.datasets.images import read_picture
+from anaus_bench.datasets.layout import IMAGE_SUFFIXES, check_unique, fingerprint, is_phantom, locate, start_phantoms
+from anaus_bench.datasets.listing import File, first_names, is_folder, list_files, naming, normal, visible
 from anaus_bench.datasets.pickles import read_arrays
+from anaus_bench.datasets.pixels import check_gray
+from anaus_bench.datasets.text import read_table
+from anaus_bench.datasets.videos import VIDEO_SUFFIXES, Survey, VideoReader, is_video, survey, write_video
 from anaus_bench.errors import CountMismatch, LabelError, LayoutError, UnreadableFile
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
@@ -105,10 +98,13 @@ class POCUS(Dataset[POCUSSettings]):
             self,
             root,
             ("data", "covid_5_fold"),
-            lambda folder: any((folder / name).is_dir() for name in FOLDERS) or any(folder.glob("covid_data*.pkl")),
+            lambda folder: (
+                any(is_folder(folder / name) for name in FOLDERS)
+                or any(re.fullmatch(r"covid_data.*\.pkl", path.name) for path in visible(self, folder))
+            ),
             "the folders pocus_videos or pocus_images (or covid_data1.pkl to covid_data5.pkl)",
         )
-        if not any((base / name).is_dir() for name in FOLDERS):
+        if not any(is_folder(base / name) for name in FOLDERS):
             return self._pickled(base, is_phantom(root, base))
         return self._repository(base, is_phantom(root, base))
 
@@ -124,7 +120,7 @@ class POCUS(Dataset[POCUSSettings]):
                 return Picture(self._pickled_image(path, int(sample.sample_id.rpartition("#")[2])))
             if is_video(sample.path) and sample.frame_index is not None:
                 return Picture(self._videos.frame(path, sample.frame_index))
-            return Picture(read_gray(path))
+            return read_picture(index.root, sample.path, ())
 
     def published_folds(self, index: Index) -> list[int] | None:
         """USCL's fold of each image of its pickles; None for the repository, whose own folds split patients."""
@@ -169,7 +165,7 @@ class POCUS(Dataset[POCUSSettings]):
             file
             for folder in FOLDERS
             for probe in probes
-            if (base / folder / probe).is_dir()
+            if is_folder(base / folder / probe)
             for file in list_files(self, base, base / folder / probe, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             if UNCERTAIN not in file.folder.split("/")
         ]
@@ -201,15 +197,21 @@ class POCUS(Dataset[POCUSSettings]):
                 f"{self.name}: {len(shared)} clips are of the Butterfly gallery, as in the corpus butterfly: {state}"
             )
         dropped = {*viral, *(file.path for file in shared if self.settings.exclude_overlap)}
-        patients = self._patients(base, warnings)
-        with naming(self, base):
-            samples = [
-                sample for file in files if file.path not in dropped for sample in self._samples(base, file, patients)
-            ]
+        used = [file for file in files if file.path not in dropped]
+        patients = self._patients(base, files, warnings)
+        clips = survey(self, base, [file for file in used if is_video(file.path)])
+        samples = [
+            sample
+            for file in used
+            if file.path not in clips.unreadable
+            for sample in self._samples(file, clips, patients)
+        ]
+        warnings += clips.warnings
         table = [file for file in list_files(self, base, base, (TABLE,)) if file.path == TABLE]
-        return Index(base, tuple(samples), fingerprint([*files, *table]), phantom, tuple(warnings))
+        content = fingerprint(base, [*files, *table])
+        return Index(base, tuple(samples), content, phantom, tuple(warnings), clips.unreadable)
 
-    def _patients(self, base: Path, warnings: list[str]) -> dict[str, str]:
+    def _patients(self, base: Path, files: list[File], warnings: list[str]) -> dict[str, str]:
         """Patient by the lower-case name of the file without its suffix."""
         path = base / TABLE
         if not path.is_file():
@@ -217,20 +219,18 @@ class POCUS(Dataset[POCUSSettings]):
                 f"{self.name}: {TABLE!r} is missing in {str(base)!r}; files are grouped by video, not by patient"
             )
             return {}
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            reader = csv.DictReader(file)
-            if not {"Filename", "Patient ID / Name"} <= set(reader.fieldnames or ()):
-                raise LayoutError(
-                    f"{self.name}: {str(path)!r} has no columns 'Filename' and 'Patient ID / Name'; use the official "
-                    "file"
-                )
-            rows = [
-                ((row["Filename"] or "").strip().lower(), (row["Patient ID / Name"] or "").strip()) for row in reader
-            ]
+        with naming(self, base):
+            table = read_table(path, ("Filename", "Patient ID / Name"), root=base)
+        rows = [(normal(row["Filename"].lower()), row["Patient ID / Name"]) for row in table]
+        if not {name for name, _ in rows} & {name for file in files for name in _names(file)}:
+            raise LayoutError(
+                f"{self.name}: {str(path)!r} names not one file of {str(base)!r} in its column 'Filename' (first: "
+                f"{first_names([name for name, _ in rows], 3) or 'no row'}); use the official file, or remove it"
+            )
         return {name: patient for name, patient in rows if name and patient.lower() not in ("", "n/a", "nan", "none")}
 
-    def _samples(self, base: Path, file: File, patients: dict[str, str]) -> Iterator[Sample]:
-        patient = patients.get(file.stem.lower(), patients.get(file.name.lower()))
+    def _samples(self, file: File, clips: Survey, patients: dict[str, str]) -> Iterator[Sample]:
+        patient = next((patients[name] for name in _names(file) if name in patients), None)
         group = f"patient {patient}" if patient else file.path
         if examination := SET.search(file.stem):
             group = examination[0].lower()
@@ -238,7 +238,7 @@ class POCUS(Dataset[POCUSSettings]):
         if not is_video(file.path):
             yield Sample(file.path, group, file.path, label=label, patient_id=patient)
             return
-        header = video_header(base / file.path)
+        header = clips.headers[file.path]
         every = max(1, int(header.rate / self.settings.rate))
         for frame in range(0, header.frames, every)[: self.settings.max_frames]:
             yield Sample(
@@ -271,7 +271,7 @@ class POCUS(Dataset[POCUSSettings]):
             samples += [
                 Sample(f"{file.path}#{row}", file.path, file.path, label=label) for row, label in enumerate(labels)
             ]
-        return Index(base, tuple(samples), fingerprint(files), phantom)
+        return Index(base, tuple(samples), fingerprint(base, files), phantom)
 
     def _pickled_labels(self, path: Path) -> list[int]:
         """Classes of the held-out images of a fold: the tuple is (X_train, y_train, X_test, y_test)."""
@@ -285,24 +285,27 @@ class POCUS(Dataset[POCUSSettings]):
             raise CountMismatch(
                 f"{str(path)!r} holds {shapes[2][0]} test images but {shapes[3][0]} labels; take it again"
             )
-        labels = [int(label) for label in arrays[3]]
-        odd = sorted(set(labels) - set(LABELS.values()))
+        found = np.unique(arrays[3])
+        odd = [value for value in found.tolist() if value not in LABELS.values() or isinstance(value, bool)]
         if odd:
             raise LabelError(f"{str(path)!r} has the labels {odd[:5]}; known: 0 covid19, 1 pneumonia, 2 regular")
-        return labels
+        return [int(label) for label in arrays[3]]
 
     def _pickled_image(self, path: Path, row: int) -> NDArray[np.uint8]:
         if self._fold is None or self._fold[0] != path:
-            self._fold = path, read_arrays(path)[2].copy()  # a copy lets go of the training images
+            images = read_arrays(path)[2].copy()  # a copy lets go of the training images
+            check_gray(images, repr(str(path)))
+            self._fold = path, images
         image = self._fold[1][row]
-        if not (image.min() >= 0 and image.max() <= 255):
-            raise UnreadableFile(
-                f"{str(path)!r}: image {row} has values from {image.min()} to {image.max()}; expected 0 to 255"
-            )
         levels: NDArray[np.uint8] = np.rint(image).astype(np.uint8)
         if len(levels) == 1:
             return np.ascontiguousarray(levels[0])
         return np.array(Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0))).convert("L"), dtype=np.uint8)
+
+
+def _names(file: File) -> tuple[str, str]:
+    """What the table may call a file."""
+    return file.stem.lower(), normal(file.name.lower())
 
 
 def _prefix(file: File) -> str:

@@ -54,13 +54,13 @@ class TG3K(Dataset[Settings]):
         )
         phantom = is_phantom(root, base)
         files = [file for pair in pairs for file in pair]
-        return Index(base, samples, fingerprint(files), phantom, count_warnings(self, len(samples), phantom))
+        return Index(base, samples, fingerprint(base, files), phantom, count_warnings(self, len(samples), phantom))
 
     def read(self, index: Index, sample: Sample) -> Picture:
-        """Image and gland (above 127: the masks are JPEG).
+        """Image and gland.
 
         Raises:
-            UnreadableFile, SizeMismatch, EmptyMask: As `read_marked`.
+            DataError: As `read_marked`.
         """
         return read_marked(self, index, sample)
 

@@ -7,7 +7,6 @@ one patient may still fall into two folds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,19 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from anaus_bench.datasets.images import image_size, read_marked
-from anaus_bench.datasets.layout import (
-    File,
-    count_warnings,
-    find_base,
-    fingerprint,
-    first_names,
-    is_phantom,
-    list_files,
-    list_pairs,
-    naming,
-    start_phantoms,
-)
-from anaus_bench.errors import CountMismatch, LabelError, LayoutError, WrongVersion
+from anaus_bench.datasets.layout import count_warnings, find_base, fingerprint, is_phantom, list_pairs, start_phantoms
+from anaus_bench.datasets.listing import File, first_names, list_files, naming, normal
+from anaus_bench.datasets.text import read_json, read_rows
+from anaus_bench.errors import CountMismatch, LabelError, LayoutError, UnreadableFile, WrongVersion
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.settings.base import Settings
@@ -88,7 +78,7 @@ class TN3K(Dataset[TN3KSettings]):
         for part in sorted(PARTS):
             pairs = list_pairs(self, base, base / f"{part}-image", base / f"{part}-mask", (".jpg",))
             self._refuse_resized(base, [image for image, _ in pairs])
-            labels = self._labels(base, part, warnings)
+            labels = self._labels(base, part, {image.stem for image, _ in pairs}, warnings)
             samples += [
                 Sample(image.path, image.path, image.path, (mask.path,), label=labels.get(image.stem))
                 for image, mask in pairs
@@ -100,13 +90,13 @@ class TN3K(Dataset[TN3KSettings]):
         files += [file for file in list_files(self, base, base, (".csv", ".json")) if not file.folder]
         phantom = is_phantom(root, base)
         warnings += count_warnings(self, len(samples), phantom)
-        return Index(base, tuple(samples), fingerprint(files), phantom, tuple(warnings))
+        return Index(base, tuple(samples), fingerprint(base, files), phantom, tuple(warnings))
 
     def read(self, index: Index, sample: Sample) -> Picture:
-        """Image and all nodules (above 127: the masks are JPEG, so that their edges are gray).
+        """Image and all nodules (the masks are JPEG, so that their edges are gray).
 
         Raises:
-            UnreadableFile, SizeMismatch, EmptyMask: As `read_marked`.
+            DataError: As `read_marked`.
         """
         return read_marked(self, index, sample)
 
@@ -175,19 +165,28 @@ class TN3K(Dataset[TN3KSettings]):
             }
             (root / f"tn3k-trainval-fold{fold}.json").write_text(json.dumps(lists), encoding="utf-8")
 
-    def _labels(self, base: Path, part: str, warnings: list[str]) -> dict[str, int]:
+    def _labels(self, base: Path, part: str, stems: set[str], warnings: list[str]) -> dict[str, int]:
         """Class by the image's stem, from `label4trainval.csv` or `label4test.csv`; empty if the table is missing."""
         path = base / f"label4{part}.csv"
         if not path.is_file():
             warnings.append(f"{self.name}: {path.name!r} is missing in {str(base)!r}; its images have no class label")
             return {}
         labels: dict[str, int] = {}
-        for name, value in _rows(path):
+        with naming(self, base):
+            rows = [(row[0], row[-1].removesuffix(".0")) for row in read_rows(path, root=base) if len(row) > 1]
+        for name, value in rows[1:] if rows and not any(map(str.isdigit, rows[0][0])) else rows:  # a heading
             if value not in ("0", "1"):
                 raise LabelError(
                     f"{self.name}: {str(path)!r} gives {name!r} the label {value!r}; known: 0 (benign), 1 (malignant)"
                 )
-            labels[name.rpartition(".")[0] or name] = int(value)
+            stem = normal(name.rpartition(".")[0] or name)
+            if labels.setdefault(stem, int(value)) != int(value):
+                raise LabelError(f"{self.name}: {str(path)!r} gives {name!r} two labels; keep one row")
+        if not stems & set(labels):
+            raise LayoutError(
+                f"{self.name}: {str(path)!r} names no image of {part}-image/: {first_names(list(labels)) or 'no row'}; "
+                "expected rows such as '0000.jpg,1': use the official file"
+            )
         return labels
 
     def _refuse_resized(self, base: Path, images: list[File]) -> None:
@@ -206,23 +205,17 @@ class TN3K(Dataset[TN3KSettings]):
 
     def _positions(self, root: Path, fold: int) -> list[int]:
         path = root / f"tn3k-trainval-fold{fold}.json"
+        other = f"take other folds with --set data.{self.name}.protocol=cv_all"
         try:
-            positions = json.loads(path.read_text(encoding="utf-8"))["val"]
-            return [int(position) for position in positions]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            lists = read_json(path, root=root)
+        except UnreadableFile as error:
+            raise LayoutError(f"{self.name}: {error}, or {other}") from error
+        positions = lists.get("val") if isinstance(lists, dict) else None
+        if not isinstance(positions, list) or not all(type(position) is int for position in positions):
             raise LayoutError(
-                f"{self.name}: {str(path)!r} cannot be read as a list of positions ({error}); copy it again, or take "
-                "other "
-                f"folds with --set data.{self.name}.protocol=cv_all"
-            ) from error
-
-
-def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and value of each line; a heading is passed over."""
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-        name, _, value = line.strip().rpartition(",")
-        if name and any(letter.isdigit() for letter in name):
-            yield name.strip(), value.strip().removesuffix(".0")
+                f"{self.name}: {str(path)!r} holds no list 'val' of whole numbers; copy it again, or {other}"
+            )
+        return positions
 
 
 def _write_pair(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anaus_bench.datasets.images import read_picture
+from anaus_bench.datasets.images import read_marked
 from anaus_bench.datasets.layout import (
     check_pairs,
     check_unique,
@@ -12,17 +12,17 @@ from anaus_bench.datasets.layout import (
     find_base,
     fingerprint,
     is_phantom,
-    list_files,
     start_phantoms,
 )
-from anaus_bench.errors import EmptyMask, LayoutError
+from anaus_bench.datasets.listing import list_files
+from anaus_bench.errors import LayoutError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import Dataset, Index, Picture, Sample
 from anaus_bench.settings.base import Settings
 
 
 class UDIAT(Dataset[Settings]):
-    """Images `original/*.png` and masks `GT/*.png` of the same names; one image of each patient."""
+    """Images `original/*.png` and masks `GT/*.png` of the same names (copies as .bmp or .jpg too), one a patient."""
 
     name = "udiat"
     title = "UDIAT breast ultrasound, Dataset B"
@@ -47,33 +47,26 @@ class UDIAT(Dataset[Settings]):
             MissingMask, OrphanMask: Images and masks are not pairs.
         """
         base = find_base(self, root, ("BUS", "UDIAT_Dataset_B"), ("original", "GT"))
-        images = list_files(self, base, base / "original", (".png",))
-        masks = list_files(self, base, base / "GT", (".png",))
+        images = list_files(self, base, base / "original", (".png", ".bmp", ".jpg", ".jpeg"))
+        masks = list_files(self, base, base / "GT", (".png", ".bmp", ".jpg", ".jpeg"))
         if not images:
-            raise LayoutError(f"{self.name}: no PNG file in {str(base / 'original')!r}; {self.how_to_get}")
+            raise LayoutError(f"{self.name}: no PNG, BMP or JPEG file in {str(base / 'original')!r}; {self.how_to_get}")
         check_unique(self, base, images + masks)
         check_pairs(self, base, images, masks)
         mask_of = {file.stem: file.path for file in masks}
         samples = tuple(Sample(file.path, file.path, file.path, (mask_of[file.stem],)) for file in images)
         phantom = is_phantom(root, base)
         return Index(
-            base, samples, fingerprint([*images, *masks]), phantom, count_warnings(self, len(samples), phantom)
+            base, samples, fingerprint(base, [*images, *masks]), phantom, count_warnings(self, len(samples), phantom)
         )
 
     def read(self, index: Index, sample: Sample) -> Picture:
         """Image and mask.
 
         Raises:
-            UnreadableFile, SizeMismatch: As `read_picture`.
-            EmptyMask: No lesion is marked.
+            DataError: As `read_marked`.
         """
-        picture = read_picture(index.root, sample.path, sample.mask_paths)
-        if picture.mask is not None and not picture.mask.any():
-            raise EmptyMask(
-                f"{self.name}: the mask {sample.mask_paths[0]!r} in {str(index.root)!r} is all zero; "
-                "every image of this data set has a lesion: copy it again"
-            )
-        return picture
+        return read_marked(self, index, sample)
 
     def write_phantoms(self, root: Path, count: int, size: int, seed: int) -> None:
         """`count` patients, two thirds of them benign as in the original (110 to 53)."""

@@ -11,9 +11,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from anaus_bench.errors import BadMaskValues, DuplicateId, MissingMask, SettingsError, SizeMismatch, UnreadableFile
+from anaus_bench.datasets.arrays import open_array, read_array
+from anaus_bench.datasets.facts import content_digest, facts
+from anaus_bench.datasets.images import read_still
+from anaus_bench.datasets.listing import find_files, normal
+from anaus_bench.datasets.opening import opened
+from anaus_bench.datasets.text import read_table
+from anaus_bench.errors import (
+    BadMaskValues,
+    DataError,
+    DuplicateId,
+    MissingMask,
+    SettingsError,
+    SizeMismatch,
+    UnreadableFile,
+)
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import StoredSource
+from anaus_bench.machine.home import expanded
 from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
@@ -55,17 +70,18 @@ class Imported(StoredSource[ImportedSettings]):
         """
         if not self.settings.path:
             raise SettingsError("masks 'imported' needs a folder of label maps; pass --set masks.path=FOLDER")
-        files = self._files
-        if not files:
+        if not self._names:
             raise SettingsError(
                 f"masks.path {self.settings.path!r} is no folder with label maps; expected files that end in "
                 f"{', '.join(SUFFIXES)}, named like the samples"
             )
         digest = hashlib.sha256()
-        for name, path in files.items():
-            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        # By the names as they are in the folder, as it was before names were compared without their case.
+        contents = facts(self._root, list(self._names.values()), "sha256", content_digest)
+        for name, content in zip(self._names.values(), contents, strict=True):
+            if isinstance(content, DataError):
+                raise content
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape") + bytes.fromhex(str(content)))
         return {"files": digest.hexdigest()}
 
     def check(self, corpus: PackedCorpus) -> None:
@@ -112,7 +128,7 @@ class Imported(StoredSource[ImportedSettings]):
         path = self._find(entry)
         if path is None:
             raise MissingMask(f"{self.settings.path!r} has no label map of {entry.sample_id!r}; was it removed?")
-        ids = _compact(_read_ids(path), path)
+        ids = _compact(_read_ids(path, self._root), path)
         if ids.shape == (size, size):
             return contiguous(ids)
         packed, box = letterbox(ids, size, labels=True)
@@ -124,37 +140,52 @@ class Imported(StoredSource[ImportedSettings]):
         return contiguous(packed)
 
     def _find(self, entry: Entry) -> Path | None:
-        name = _name(entry.sample_id)
+        name = normal(_name(entry.sample_id))
         for folder in (f"{entry.dataset}/", ""):
             for suffix in SUFFIXES:
-                if path := self._files.get(f"{folder}{name}{suffix}"):
-                    return path
+                if found := self._names.get(f"{folder}{name}{suffix}"):
+                    return self._root / found
         return None
 
     @functools.cached_property
-    def _files(self) -> dict[str, Path]:
-        """Name relative to the folder -> path of all files that may be label maps, sorted."""
-        root = Path(self.settings.path).expanduser()
-        wanted = (*SUFFIXES, ".csv") if (root / BUILT[1]).is_file() else SUFFIXES
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in wanted and path.is_file())
-        return {path.relative_to(root).as_posix(): path for path in files}
+    def _root(self) -> Path:
+        return expanded(self.settings.path)
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        """All files that may be label maps: name with composed accents and a lower-case suffix -> name in the folder.
+
+        Raises:
+            DuplicateId: Two names differ in nothing else.
+        """
+        wanted = (*SUFFIXES, ".csv") if (self._root / BUILT[1]).is_file() else SUFFIXES
+        names: dict[str, str] = {}
+        for found in find_files(self._root, wanted):
+            stem, dot, suffix = found.rpartition(".")
+            other = names.setdefault(f"{normal(stem)}{dot}{suffix.lower()}", found)
+            if other != found:
+                raise DuplicateId(f"{self.settings.path!r} holds {other!r} and {found!r} for one image; remove one")
+        return names
 
     @functools.cached_property
     def _built(self) -> tuple[dict[str, int], NDArray[np.uint8]] | None:
         """Row of each sample and all maps, of a folder that `masks build` wrote; None of another."""
-        import csv
-
-        if not all(name in self._files for name in BUILT):
+        if not all(name in self._names for name in BUILT):
             return None
-        with self._files[BUILT[1]].open(newline="") as stream:
-            names = [row["sample_id"] for row in csv.DictReader(stream)]
+        names = [row["sample_id"] for row in read_table(self._root / BUILT[1], ("sample_id",), root=self._root)]
         rows = {name: number for number, name in enumerate(names)}
         if len(rows) < len(names):
             raise DuplicateId(
                 f"{self.settings.path!r} holds label maps of several data sets with equal sample ids; build the masks "
                 "of each data set alone"
             )
-        return rows, np.load(self._files[BUILT[0]], mmap_mode="r")
+        maps = open_array(self._root / BUILT[0], root=self._root)
+        if maps.ndim != 3 or maps.dtype != np.uint8 or len(maps) != len(names):
+            raise UnreadableFile(
+                f"{self.settings.path!r}: {BUILT[0]} holds {maps.dtype} of shape {maps.shape}; expected uint8 "
+                f"({len(names)}, size, size), as {BUILT[1]} has rows: build the masks again"
+            )
+        return rows, maps
 
 
 def _name(sample_id: str) -> str:
@@ -164,21 +195,13 @@ def _name(sample_id: str) -> str:
     return f"{stem.with_suffix('').as_posix()}{mark}{frame}"
 
 
-def _read_ids(path: Path) -> NDArray[np.integer[Any]]:
+def _read_ids(path: Path, root: Path) -> NDArray[np.integer[Any]]:
     """Ids (H, W) of a file, any integers."""
-    from PIL import Image
-
     from anaus_bench.corpus.label_maps import paint_proposals
 
     ids: NDArray[Any]
-    try:
-        if path.suffix.lower() == ".npy":
-            ids = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                ids = np.array(image)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableFile(f"label map {str(path)!r} cannot be decoded: {error}; write it again") from error
+    with opened(path, root=root):  # it must lie in the folder
+        ids = read_array(path) if path.suffix.lower() == ".npy" else np.asarray(read_still(path).image)
     if ids.dtype == bool and ids.ndim == 3:
         best_first = -np.arange(len(ids), dtype=np.float64)
         return paint_proposals(ids, best_first, max_regions=MAX_IDS - 1, min_area=0.0, max_area=1.0)

@@ -18,7 +18,7 @@ from anaus_bench.errors import WeightsError
 from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import ImageSource
 from anaus_bench.lazy import torch
-from anaus_bench.nn.weights import SAM_VIT_B, load_weights, weights_identity
+from anaus_bench.nn.weights import SAM_VIT_B, load_weights, unwrapped, weights_identity
 from anaus_bench.settings.base import Location, Settings
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ class SAM(ImageSource[SAMSettings]):
             torch.manual_seed(0)
             network = _tiny_sam() if self.settings.size == "tiny" else sam_model_registry["vit_b"]()
         if self.settings.weights != "random":
-            _load(network, load_weights(self.settings.weights, SAM_VIT_B), self.settings.weights)
+            state = load_weights(self.settings.weights, SAM_VIT_B)
+            _load(network, unwrapped(state, network.state_dict(), self.settings.weights), self.settings.weights)
         return network.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.datasets.layout import natural_key
+from anaus_bench.datasets.listing import natural_key
 from anaus_bench.errors import (
     BadMaskValues,
     DataError,

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from anaus_bench.datasets.folds import check_folds, make_folds
-from anaus_bench.datasets.images import write_video
-from anaus_bench.datasets.layout import natural_key
+from anaus_bench.datasets.listing import natural_key
+from anaus_bench.datasets.videos import write_video
 from anaus_bench.errors import (
     BadMaskValues,
     CountMismatch,
@@ -900,7 +900,11 @@ def test_wrong_pickles_of_pocus_are_refused(tmp_path: Path) -> None:
         (lambda fold, arrays: (*arrays[:3], arrays[3] + 1), LabelError, r"labels \[3\]"),
         (lambda fold, arrays: tuple(arrays[:3]), UnreadableFile, "expected X"),
         (lambda fold, arrays: {"X": 1}, UnreadableFile, "'dict'"),
-        (lambda fold, arrays: (*arrays[:2], arrays[2] - 0.5, arrays[3]), UnreadableFile, "expected 0 to 255"),
+        (
+            lambda fold, arrays: (*arrays[:2], arrays[2] - 0.5, arrays[3]),
+            UnreadableFile,
+            "expected gray levels 0 to 255",
+        ),
         (lambda fold, arrays: (*arrays[:3], Path("a")), WrongVersion, "pathlib"),
     ):
         write_pickles(folder, change)

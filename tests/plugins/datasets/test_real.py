@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anaus_bench.datasets.folds import make_folds
-from anaus_bench.datasets.images import VideoReader, video_header
+from anaus_bench.datasets.videos import VideoReader, video_header
 from anaus_bench.settings.base import Settings
 from anaus_plugins.datasets.butterfly import Butterfly
 from anaus_plugins.datasets.pocus import POCUS, POCUSSettings

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from anaus_bench.corpus.packed import Entry, PackedCorpus, letterbox
-from anaus_bench.errors import BadMaskValues, MissingMask, SettingsError, SizeMismatch, UnreadableFile
+from anaus_bench.corpus.packed import Entry, PackedCorpus, letterbox, open_corpus, write_index
+from anaus_bench.errors import (
+    BadMaskValues,
+    DuplicateId,
+    LayoutError,
+    MissingMask,
+    SettingsError,
+    SizeMismatch,
+    UnreadableFile,
+)
 from anaus_plugins.mask_sources.imported import Imported, ImportedSettings
 
 SIZE = 32
@@ -159,3 +168,54 @@ def test_a_folder_must_be_given_and_hold_maps(tmp_path: Path) -> None:
         source(Path()).__class__(ImportedSettings()).identity()
     with pytest.raises(SettingsError, match="no folder with label maps"):
         source(tmp_path / "absent").identity()
+
+
+def test_maps_fit_the_corpus_that_was_written_and_opened_again(tmp_path: Path) -> None:
+    write(tmp_path / "maps" / "wide.png", blocks(48, 96))
+    packed = entry("wide.png", 48, 96)
+    (tmp_path / "corpus").mkdir()
+    write_index(tmp_path / "corpus", [packed], (), {}, (), False)
+    np.save(tmp_path / "corpus" / "images.npy", np.zeros((1, SIZE, SIZE), np.uint8))
+
+    (found,) = source(tmp_path / "maps").read(open_corpus(tmp_path / "corpus").entries, SIZE)
+
+    assert sorted(np.unique(found)) == [0, 1, 2]
+
+
+def test_accents_and_the_case_of_suffixes_do_not_matter(tmp_path: Path) -> None:
+    Image.fromarray(blocks()).save(tmp_path / f"{unicodedata.normalize('NFD', 'é')}.PNG", format="PNG")
+    Image.fromarray(blocks()).save(tmp_path / "b.TIFF", format="TIFF")
+
+    maps = source(tmp_path).read([entry(unicodedata.normalize("NFC", "é.jpg")), entry("b.png")], SIZE)
+
+    assert maps.max(axis=(1, 2)).tolist() == [2, 2]
+
+
+def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
+    for suffix in ("png", "PNG"):
+        Image.fromarray(blocks()).save(tmp_path / f"a.{suffix}", format="PNG")
+
+    with pytest.raises(DuplicateId, match=r"'a\.PNG' and 'a\.png'"):
+        source(tmp_path).identity()
+
+
+def test_links_out_of_the_folder_and_oversized_maps_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "a.png", blocks())
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    with (tmp_path / "maps" / "b.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (2**20, 2**20)})
+
+    with pytest.raises(LayoutError, match="outside of"):
+        source(tmp_path / "maps").read([entry("a.png")], SIZE)
+    with pytest.raises(UnreadableFile, match="at most"):
+        source(tmp_path / "maps").read([entry("b.png")], SIZE)
+
+
+def test_a_folder_of_built_masks_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "regions.csv").write_text("sample_id\na.png\n")
+    for array in (np.zeros((2, SIZE, SIZE), np.uint8), np.zeros((1, SIZE, SIZE), np.float32), np.zeros(1, np.uint8)):
+        np.save(tmp_path / "label_maps.npy", array)
+
+        with pytest.raises(UnreadableFile, match="build the masks again"):
+            source(tmp_path).check(corpus(entry("a.png")))

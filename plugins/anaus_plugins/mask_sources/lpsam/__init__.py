@@ -15,7 +15,8 @@ from anaus_bench.hookspecs import hookimpl
 from anaus_bench.interfaces import LearnedSource, StageContext
 from anaus_bench.lazy import F, torch
 from anaus_bench.machine.files import file_digest
-from anaus_bench.nn.weights import SAM_VIT_B, load_weights, read_state, weights_identity
+from anaus_bench.machine.home import expanded
+from anaus_bench.nn.weights import SAM_VIT_B, load_weights, read_state, unwrapped, weights_identity
 from anaus_bench.seeds import stream
 from anaus_plugins.mask_sources.lpsam.settings import LPSAMSettings
 
@@ -80,7 +81,8 @@ class LPSAM(LearnedSource[LPSAMSettings]):
         for remark in self.describe().values():
             ctx.progress.note(f"lpsam: {remark}")
         if self.settings.weights != "random":
-            load_sam(net, load_weights(self.settings.weights, SAM_VIT_B), self.settings.weights)
+            state = load_weights(self.settings.weights, SAM_VIT_B)
+            load_sam(net, unwrapped(state, net.state_dict(), self.settings.weights), self.settings.weights)
         fit_network(net, pairs, self.settings, ctx)
         return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
@@ -167,7 +169,7 @@ class LPSAM(LearnedSource[LPSAMSettings]):
 
 
 def _trained_file(path: str) -> Path:
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise WeightsError(f"trained state {path!r} not found; masks.trained is the path of a state dict of LP-SAM")
     return file
