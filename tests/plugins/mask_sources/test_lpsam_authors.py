@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anaus_bench.cells.cell import Cell
 from anaus_bench.cli.app import main
-from anaus_bench.corpus.packed import letterbox
+from anaus_bench.corpus.packed import Entry, letterbox
 from anaus_bench.errors import SettingsError, WeightsError
 from anaus_bench.interfaces import Stage
 from anaus_bench.planning.planner import masks_stage
@@ -170,7 +170,7 @@ def test_a_trained_network_is_given_the_picture_stretched_as_the_authors_code_do
     )
 
     logits, _ = source.logits(images, boxes)
-    maps = source.segment_packed(images, boxes)
+    maps = source.label_maps(images, None, [Entry("a", "synthetic", "g", -1, None, None, None, box)])
 
     with torch.no_grad():
         expected, _ = network()(stretched[None, None] / 255)
