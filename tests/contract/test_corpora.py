@@ -72,7 +72,7 @@ MASKED = [name for name in NAMES if make(name).takes_masks() != "none"]
         ),
         (
             "fixmatch", {"label_fraction": 0.1}, PAPER,
-            {"labels": "butterfly:regular 4, butterfly:covid 6, camus:2CH 8, camus:4CH 6, none 8 "
+            {"labels": "butterfly:regular 4, butterfly:covid 6, camus:2CH 8, camus:4CH 2, none 12 "
              "(label_fraction 0.1, seed 0)"},
         ),
         (

@@ -66,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 def test_sigterm_stops_a_background_job_of_a_shell_outside_training_too(command: Command, tmp_path: Path) -> None:
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        "from anaus_bench.cli import main; main(sys.argv[1:])"
+        "from anaus_bench.cli.app import main; main(sys.argv[1:])"
     )
     words = ("data", "prepare", "phantom", "--preset", "tiny", "--set", "phantom.train=600", "--store", "stopped")
     line = [sys.executable, "-c", code, *words]
