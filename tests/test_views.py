@@ -264,17 +264,3 @@ def test_overlap_is_symmetric_inside_both_crops_and_the_same_under_flips() -> No
         assert max(0, width) == len(columns)
         if rows and columns:
             assert (top, left) == (min(rows), min(columns))
-
-
-@pytest.mark.cuda
-def test_the_draws_of_a_batch_are_the_same_on_every_device() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    images, masks, boxes, labels = packed()
-    arguments = (images, masks, boxes, labels, torch.arange(6), (View(32),), 0, 0)
-
-    on_cpu, on_gpu = make_batch(*arguments), make_batch(*arguments, device=torch.device("cuda"))
-
-    assert torch.equal(on_cpu.crops[0].box, on_gpu.crops[0].box)
-    assert torch.equal(on_cpu.label_maps[0], on_gpu.label_maps[0].cpu())
-    assert torch.allclose(on_cpu.views[0], on_gpu.views[0].cpu(), atol=1e-3)
