@@ -54,7 +54,10 @@ def context_on(stage_context: Callable[..., StageContext]) -> Callable[..., Stag
 
 
 class Placement(TorchDispatchMode):
-    """Within, the devices of all tensors that any operator gives, backward passes and optimisers included."""
+    """Within, the devices of all tensors that any operator gives, backward passes and optimisers included.
+
+    Shapes without values, on the device `meta`, are nowhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +65,8 @@ class Placement(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        self.devices |= {value.device for value in tree_leaves(result) if isinstance(value, Tensor)}
+        tensors = [value for value in tree_leaves(result) if isinstance(value, Tensor) and not value.is_meta]
+        self.devices |= {value.device for value in tensors}
         return result
 
 
