@@ -25,28 +25,30 @@ from tests.cuda.conftest import CPU, Placement, deterministic, killed_in_step
 pytestmark = pytest.mark.cuda
 
 REGISTRY = Registry()
-TRAINED = [name for name in REGISTRY.names("objectives") if REGISTRY.get("objectives", name).trains]
+CLASSES = {name: REGISTRY.get("objectives", name) for name in REGISTRY.names("objectives")}
+TRAINED = [(name, cls.takes_masks() == "needed") for name, cls in CLASSES.items() if cls.trains]
+WITH_MASKS = [(name, True) for name, cls in CLASSES.items() if cls.takes_masks() == "optional"]
 CORPUS = synthetic_corpus(16)
 
 
-def trained(name: str, ctx: StageContext, steps: int) -> tuple[nn.ModuleDict, dict[str, Tensor], float]:
+def trained(name: str, masked: bool, ctx: StageContext, steps: int) -> tuple[nn.ModuleDict, dict[str, Tensor], float]:
     """The networks after a few steps, the encoder's state before them, and the last loss."""
     torch.manual_seed(0)
     objective = REGISTRY.create("objectives", name, "tiny")
     encoder = Encoder(objective.default_backbone("tiny"), objective.finest_stride())
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     settings = resolve(PretrainSettings, "pretrain", "tiny", {"steps": steps})
-    maps = None if objective.takes_masks() == "none" else CORPUS.truth
+    maps = CORPUS.truth if masked else None
     nets, facts = pretraining.pretrain(objective, encoder, CORPUS, maps, np.arange(len(CORPUS)), settings, ctx)
     return nets, before, facts["last"]["loss"]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "masked"), TRAINED + WITH_MASKS)
 def test_two_steps_of_an_objective_move_its_encoder_on_the_device_and_touch_no_other(
-    name: str, device: torch.device, context_on: Callable[..., StageContext]
+    name: str, masked: bool, device: torch.device, context_on: Callable[..., StageContext]
 ) -> None:
     with Placement() as placement:
-        nets, before, loss = trained(name, context_on(device), steps=2)
+        nets, before, loss = trained(name, masked, context_on(device), steps=2)
 
     assert math.isfinite(loss)
     assert {value.device for value in nets.state_dict().values()} == {device}
@@ -55,27 +57,27 @@ def test_two_steps_of_an_objective_move_its_encoder_on_the_device_and_touch_no_o
     assert any(not torch.equal(before[key], after[key].cpu()) for key in before)
 
 
-@pytest.mark.parametrize("name", ["anaus", "byol"])
+@pytest.mark.parametrize(("name", "masked"), [("anaus", True), ("byol", False)])
 def test_an_objective_stays_on_a_device_that_is_not_the_current_one(
-    name: str, other_device: torch.device, context_on: Callable[..., StageContext]
+    name: str, masked: bool, other_device: torch.device, context_on: Callable[..., StageContext]
 ) -> None:
     with Placement() as placement:
-        nets, _, _ = trained(name, context_on(other_device), steps=1)
+        nets, _, _ = trained(name, masked, context_on(other_device), steps=1)
 
     assert {value.device for value in nets.state_dict().values()} == {other_device}
     assert placement.devices <= {CPU, other_device}
 
 
-@pytest.mark.parametrize("name", ["anaus", "byol"])
+@pytest.mark.parametrize(("name", "masked"), [("anaus", True), ("byol", False)])
 def test_a_killed_pre_training_goes_on_to_the_same_bits_with_deterministic_algorithms(
-    name: str, device: torch.device, context_on: Callable[..., StageContext]
+    name: str, masked: bool, device: torch.device, context_on: Callable[..., StageContext]
 ) -> None:
     with deterministic():
-        whole, _, _ = trained(name, context_on(device, "whole"), steps=3)
+        whole, _, _ = trained(name, masked, context_on(device, "whole"), steps=3)
         with killed_in_step(1):
-            trained(name, context_on(device, "killed", checkpoint_seconds=0), steps=3)
+            trained(name, masked, context_on(device, "killed", checkpoint_seconds=0), steps=3)
         ctx = context_on(device, "killed")
-        resumed, _, _ = trained(name, ctx, steps=3)
+        resumed, _, _ = trained(name, masked, ctx, steps=3)
 
     assert "pre-train: resumed at step 1 of 3" in ctx.progress.notes  # type: ignore[attr-defined]
     again = resumed.state_dict()
