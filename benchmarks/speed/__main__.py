@@ -10,17 +10,18 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from anaus_bench.registry import Registry
-from benchmarks.speed import lightly_peers, masks, memory, prepare, steps, views
+from benchmarks.speed import detector, lightly_peers, masks, memory, phases, prepare, steps, views
 from benchmarks.speed.timing import machine
 from benchmarks.speed.training import Run
 
-PARTS = ["steps", "memory", "peers", "views", "prepare", "masks"]
+PARTS = ["steps", "phases", "memory", "peers", "views", "prepare", "masks", "detector"]
 
 Row = Mapping[str, Any]
 
@@ -36,16 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=default.repeats, help="rounds, of which the median is taken")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default=default.precision)
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="objectives; by default all that train")
+    parser.add_argument("--detector-size", type=int, default=detector.SIZE, help="shortest side of its images")
+    parser.add_argument("--detector-batches", type=int, nargs="+", default=detector.BATCHES, help="images per step")
+    parser.add_argument("--profile", action="store_true", help="phases, detector: print the slowest kernels")
     parser.add_argument("--markdown", action="store_true", help="print tables")
     given = parser.parse_args(arguments)
     unknown = set(given.parts) - set(PARTS)
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
 
-    run = Run(given.batch, given.size, given.repeats, torch.device(given.device), given.precision)
+    run = Run(given.batch, given.size, given.repeats, torch.device(given.device), given.precision, given.profile)
+    detecting = replace(run, size=given.detector_size)
     objectives = {name: registry.create("objectives", name) for name in given.methods or steps.trained(registry)}
     measures: dict[str, list[Callable[[], Row]]] = {
         "steps": [partial(steps.measure, name, objective, run) for name, objective in objectives.items()],
+        "phases": [partial(phases.measure, name, objective, run) for name, objective in objectives.items()],
         "memory": [
             *(partial(memory.measure, name, objective, run) for name, objective in objectives.items()),
             *(partial(memory.pairwise, nce, run.device) for nce in memory.PAIRWISE),
@@ -54,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "views": [partial(views.measure, repeats=run.repeats)],
         "prepare": [prepare.measure],
         "masks": [partial(masks.measure, repeats=run.repeats, device=given.device)],
+        "detector": [
+            *(partial(detector.train, replace(detecting, batch=batch)) for batch in given.detector_batches),
+            partial(detector.predict, detecting),
+        ],
     }
     found: dict[str, list[Row]] = {}
     for part in given.parts or PARTS:

@@ -20,7 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from anaus_bench.corpus.batch import Batch
 from anaus_bench.corpus.packed import Entry, PackedCorpus
 from anaus_bench.errors import SettingsError
-from anaus_bench.interfaces import Objective
+from anaus_bench.interfaces import Objective, StageContext
 from anaus_bench.kit.synthetic import silent_context, synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.settings.core import PretrainSettings
@@ -33,13 +33,17 @@ ENLARGED = 4  # to 256 pixels
 
 @dataclass(frozen=True)
 class Run:
-    """How a method is run: `batch` items per step, views of `size` pixels, `repeats` steps that count."""
+    """How a method is run: `batch` items per step, views of `size` pixels, `repeats` steps that count.
+
+    With `profile` the parts that count operators print the slowest of them.
+    """
 
     batch: int = 8
     size: int = 224
     repeats: int = 3
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    profile: bool = False
 
     def autocast(self) -> torch.autocast:
         """That of pre-training at this precision."""
@@ -67,12 +71,8 @@ def alternate(objective: Objective[Any], run: Run, others: Others) -> Seconds:
     Raises:
         AnausError: The objective cannot train on the generated corpus, or not with this batch.
     """
-    watched = _Watched(objective, run, others)
-    handle = register_optimizer_step_pre_hook(watched.before_update)
-    try:
-        _pretrain(watched, run)
-    finally:
-        handle.remove()
+    watched = _Alternating(objective, run, others)
+    watch(watched, run, run.repeats + 1)
     return watched.seconds
 
 
@@ -86,9 +86,9 @@ def first_batch(objective: Objective[Any], run: Run) -> tuple[nn.ModuleDict, Bat
 
     def stop(nets: nn.ModuleDict, batch: Batch) -> Sequence[Callable[[], object]]:
         found.append((nets, batch))
-        raise _Enough
+        raise Enough
 
-    _pretrain(_Watched(objective, run, stop), run)
+    watch(_Alternating(objective, run, stop), run, run.repeats + 1)
     return found[0]
 
 
@@ -109,22 +109,62 @@ def taken(objective: Objective[Any], run: Run) -> Run:
     return run
 
 
-class _Enough(Exception):
-    """Ends a pre-training before it saves anything."""
+class Enough(Exception):
+    """Ends a training before it saves anything."""
 
 
-class _Watched:
-    """An objective for `pretrain` that times its steps."""
+class Watched:
+    """An objective for `pretrain` that is looked at from inside; it raises `Enough` when it has seen all it wants."""
+
+    def __init__(self, objective: Objective[Any]) -> None:
+        self.objective = objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)
+
+    def before_update(self, *_: object) -> None:
+        """Called when a step has its gradients."""
+
+
+def watch(watched: Watched, run: Run, steps: int) -> None:
+    """Pre-trains on the generated corpus for at most so many steps.
+
+    Raises:
+        AnausError: The objective cannot train on the generated corpus, or not with this batch.
+    """
+    objective, corpus = watched.objective, generated_corpus()
+    settings = PretrainSettings(
+        size=run.size, batch=run.batch, steps=steps, init="random", precision=cast("Any", run.precision)
+    )
+    label_maps = corpus.truth if "masks" in objective.needs else None
+    torch.manual_seed(0)
+    encoder = Encoder(objective.default_backbone("paper"), objective.finest_stride())
+    handle = register_optimizer_step_pre_hook(watched.before_update)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            ctx = context(Path(folder), run)
+            pretrain(cast("Objective[Any]", watched), encoder, corpus, label_maps, np.arange(IMAGES), settings, ctx)
+    except Enough:
+        return
+    finally:
+        handle.remove()
+
+
+def context(folder: Path, run: Run) -> StageContext:
+    """That of a silent stage on the device of the run, without checkpoints under way."""
+    return dataclasses.replace(silent_context(folder), device=run.device, checkpoint_seconds=math.inf)
+
+
+class _Alternating(Watched):
+    """Times the steps in turn with other functions."""
 
     def __init__(self, objective: Objective[Any], run: Run, others: Others) -> None:
-        self.objective, self.run, self.others = objective, run, others
+        super().__init__(objective)
+        self.run, self.others = run, others
         self.seconds = Seconds()
         self._now = clock(run.device)
         self._functions: Sequence[Callable[[], object]] | None = None
         self._since = self._average = self._update = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.objective, name)
 
     def before_forward(self, nets: nn.ModuleDict, progress: float) -> None:
         start = self._now()
@@ -150,25 +190,8 @@ class _Watched:
             self.seconds.updates.append(self._average + times[0] - self._update)
             self.seconds.others.append(tuple(end - start for start, end in itertools.pairwise(times)))
         if len(self.seconds.steps) == self.run.repeats:
-            raise _Enough
+            raise Enough
         self._since = self._now()
-
-
-def _pretrain(watched: _Watched, run: Run) -> None:
-    objective, corpus = watched.objective, generated_corpus()
-    settings = PretrainSettings(
-        size=run.size, batch=run.batch, steps=run.repeats + 1, init="random", precision=cast("Any", run.precision)
-    )
-    label_maps = corpus.truth if "masks" in objective.needs else None
-    torch.manual_seed(0)
-    encoder = Encoder(objective.default_backbone("paper"), objective.finest_stride())
-    with tempfile.TemporaryDirectory() as folder:
-        ctx = silent_context(Path(folder))
-        ctx = dataclasses.replace(ctx, device=run.device, checkpoint_seconds=math.inf)
-        try:
-            pretrain(cast("Objective[Any]", watched), encoder, corpus, label_maps, np.arange(IMAGES), settings, ctx)
-        except _Enough:
-            return
 
 
 @functools.cache

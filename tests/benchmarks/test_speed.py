@@ -14,8 +14,9 @@ from anaus_bench.interfaces import Objective
 from anaus_bench.kit.synthetic import synthetic_batch
 from anaus_bench.nn.encoder import Encoder
 from anaus_bench.registry import Registry
-from benchmarks.speed import lightly_peers, memory, steps
+from benchmarks.speed import detector, lightly_peers, memory, phases, steps
 from benchmarks.speed.__main__ import main, table
+from benchmarks.speed.counting import counted
 from benchmarks.speed.passes import Call, bare, given_back, recorded, views
 from benchmarks.speed.training import Run, alternate, first_batch, taken
 
@@ -177,8 +178,71 @@ def test_a_batch_is_doubled_until_the_method_takes_it() -> None:
 def test_a_method_that_cannot_be_measured_gets_a_line_that_says_why() -> None:
     objective = REGISTRY.create("objectives", "ivpp", "tiny", {"delta_unit": "seconds"})
 
-    for row in (steps.measure("ivpp", objective, TINY), memory.measure("ivpp", objective, TINY)):
+    for part in (steps, memory, phases):
+        row = part.measure("ivpp", objective, TINY)
         assert row["note"].startswith("not measured: objective.delta_unit='seconds' needs the frame rate")
+
+
+def test_innermost_operators_are_counted_with_those_of_the_backward_pass() -> None:
+    weights, inputs, gradient = torch.randn(3, requires_grad=True), torch.randn(3), torch.ones(3)
+
+    with counted(TINY, "forward") as forward:
+        values = (weights * inputs).tanh()
+    with counted(TINY, "backward") as backward:
+        values.backward(gradient)  # type: ignore[no-untyped-call]
+
+    assert forward.operators == 2
+    assert backward.operators >= 2
+    assert forward.waits == backward.waits == 0
+
+
+def test_a_value_that_the_host_reads_is_a_wait() -> None:
+    values = torch.arange(4.0)
+
+    with counted(TINY, "reading") as counts:
+        values.sum().item()
+        values[values > 1]
+
+    assert counts.waits == 2
+    assert counts.per(2)["host waits"] == 1
+
+
+def test_a_step_is_the_sum_of_its_phases() -> None:
+    row = phases.measure("byol", REGISTRY.create("objectives", "byol", "tiny"), TINY)
+
+    spans = [row[phase] for phase in phases.PHASES]
+    assert all(span > 0 for span in spans)
+    assert row["step ms"] == pytest.approx(sum(spans))  # one step is timed, so medians are that step's
+    assert row["operators"] > 100
+
+
+def test_averages_that_move_before_the_loss_are_a_phase_of_their_own() -> None:
+    row = phases.measure("mocov2", REGISTRY.create("objectives", "mocov2", "tiny"), TINY)
+
+    assert 0 < row["average"] < row["loss"]
+
+
+def test_the_detector_s_training_and_prediction_are_measured_at_the_sizes_asked_for() -> None:
+    run = Run(batch=2, size=64, repeats=1)
+
+    train, predict = detector.train(run, "tiny"), detector.predict(run, "tiny")
+
+    assert (train["batch"], train["size"], predict["size"]) == (2, 64, 64)
+    assert train["images/s"] == pytest.approx(2 * train["steps/s"])
+    assert train["operators"] > 100 and predict["operators"] > 100
+    assert train["host waits"] > 0
+
+
+def test_the_command_prints_the_slowest_operators_of_the_parts_that_count_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["phases", "--profile", "--methods", "simclr", "--batch", "4", "--size", "32", "--repeats", "1"])
+
+    printed = capsys.readouterr()
+    (row,) = json.loads(printed.out)["phases"]
+    assert row["method"] == "simclr"
+    assert "simclr\n" in printed.err
+    assert "Self CPU" in printed.err
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

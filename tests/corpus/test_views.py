@@ -316,17 +316,3 @@ def test_crops_that_hardly_overlap_the_first_are_drawn_again_and_the_others_are_
     assert torch.equal(again[shares > least + 1e-4], second[shares > least + 1e-4])
     assert (shares >= least).float().mean() < 0.7
     assert (better >= least).float().mean() > 0.95  # ten draws are not always enough
-
-
-@pytest.mark.cuda
-def test_the_draws_of_a_batch_are_the_same_on_every_device() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    images, masks, boxes, labels = packed()
-    arguments = (images, masks, boxes, labels, torch.arange(6), (RICH,), 0, 0)
-
-    on_cpu, on_gpu = make_batch(*arguments), make_batch(*arguments, device=torch.device("cuda"))
-
-    assert torch.equal(on_cpu.crops[0].box, on_gpu.crops[0].box)
-    assert torch.equal(on_cpu.label_maps[0], on_gpu.label_maps[0].cpu())
-    assert torch.allclose(on_cpu.views[0], on_gpu.views[0].cpu(), atol=1e-3)
