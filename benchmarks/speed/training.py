@@ -109,8 +109,8 @@ def taken(objective: Objective[Any], run: Run) -> Run:
     return run
 
 
-class Enough(Exception):
-    """Ends a training before it saves anything."""
+class Enough(BaseException):
+    """Ends a training before it saves anything; no error, so nothing on the way takes it for one."""
 
 
 class Watched:

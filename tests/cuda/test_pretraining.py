@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anaus_bench.corpus.batch import make_batch
-from anaus_bench.corpus.view import View
+from anaus_bench.corpus.view import Solarise, View
 from anaus_bench.interfaces import StageContext
 from anaus_bench.kit.synthetic import synthetic_corpus
 from anaus_bench.nn.encoder import Encoder
@@ -89,7 +89,7 @@ def test_a_corpus_on_the_device_and_a_streamed_one_give_the_same_batches(
 ) -> None:
     np.save(tmp_path / "images.npy", CORPUS.images)
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    rows, recipes = torch.tensor([3, 0, 9, 3]), (View(32), View(32, solarise=0.5))
+    rows, recipes = torch.tensor([3, 0, 9, 3]), (View(32), View(32, operations=(Solarise(0.5),)))
 
     batches = []
     for share in (1.0, 0.0):
