@@ -15,6 +15,7 @@ from anaus_bench.errors import LONGEST, AnausError, PluginError
 from anaus_bench.interfaces.breach import Breach
 from anaus_bench.interfaces.contract import Check
 from anaus_bench.interfaces.plugin import Plugin
+from anaus_bench.machine.failures import as_os_error, is_want_of_memory
 
 PluginT = TypeVar("PluginT", bound=Plugin[Any])
 INTERFACES = "anaus_bench.interfaces."
@@ -24,7 +25,7 @@ INTERFACES = "anaus_bench.interfaces."
 def plugin_code(who: str, file: str | None = None) -> Iterator[None]:
     """Runs code of anybody's: what it prints goes to standard error, since standard output is for results alone.
 
-    Errors of ours, of the operating system and want of memory pass, as they say themselves what is wrong.
+    Errors of ours, of the operating system and want of memory pass: what is wrong is no fault of the plugin.
 
     Args:
         who: Whose code it is, and which part.
@@ -39,7 +40,7 @@ def plugin_code(who: str, file: str | None = None) -> Iterator[None]:
     except Breach as breach:
         raise PluginError(f"{who} returned {breach.found}; expected {breach.expected}") from None
     except (Exception, SystemExit) as error:
-        if isinstance(error, AnausError | MemoryError) or _is_of_the_machine(error):
+        if isinstance(error, AnausError) or _is_of_the_machine(error):
             raise
         raise PluginError(f"{who} raised {reason(error)}{_place(error, file)}; it must not") from error
 
@@ -81,8 +82,10 @@ def _guarded(
 
 
 def _is_of_the_machine(error: BaseException) -> bool:
-    """Whether the operating system said so by a number, or memory ran out, which torch says in words."""
-    return (isinstance(error, OSError) and error.errno is not None) or "out of memory" in str(error)
+    """Whether the operating system said so by a number, or a library for it, or memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno is not None
+    return isinstance(error, Exception) and (is_want_of_memory(error) or as_os_error(error) is not None)
 
 
 def _place(error: BaseException, file: str | None) -> str:

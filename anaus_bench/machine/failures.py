@@ -59,7 +59,7 @@ def is_want_of_memory(error: BaseException) -> bool:
 def as_os_error(error: Exception) -> OSError | None:
     """The error of the operating system behind a failed write of torch or safetensors, which hide it; None without.
 
-    What a plugin writes with `anaus_bench.files` shows its errors as they are.
+    What a plugin writes with `anaus_bench.machine.files` shows its errors as they are.
     """
     found = re.search(r"\(os error (\d+)\)", str(error))
     if found is not None:

@@ -108,7 +108,10 @@ def _side(opened: Sequence[tuple[Dataset[Any], Index]], size: int) -> int:
     """
     largest = 0
     for dataset, index in opened:
-        for sample in {sample.path: sample for sample in reversed(index.samples)}.values():  # the first of each clip
+        firsts: dict[str, Sample] = {}  # of each clip
+        for sample in index.samples:
+            firsts.setdefault(sample.path, sample)
+        for sample in firsts.values():
             with contextlib.suppress(DataError):  # said of every sample when it is packed
                 largest = max(largest, *dataset.read(index, sample).image.shape)
             if largest >= size:

@@ -37,8 +37,15 @@ def files(store: Path, kind: str) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in paths}
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("kind", "stop"),
+    [
+        ("pretrain", signal.SIGINT),
+        ("finetune", signal.SIGKILL),
+        pytest.param("pretrain", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("finetune", signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
     command: Command, start: Start, tmp_path: Path, kind: str, stop: signal.Signals
 ) -> None:

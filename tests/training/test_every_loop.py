@@ -222,7 +222,9 @@ def test_what_the_audit_excludes_and_what_the_share_leaves_out_is_never_trained_
         folder.mkdir()
     np.save(folders["corpus"] / "images.npy", corpus.images)
     write_index(folders["corpus"], corpus.entries, corpus.structures, corpus.annotated, corpus.classes, corpus.phantom)
-    (folders["audit"] / "audit.json").write_text(json.dumps({"rows": [0, 1, 2, 3, 9]}))
+    audit = {"overlap": "exclude", "rows": [0, 1, 2, 3, 9], "images": 5, "share": 0.125, "groups": 5}
+    audit |= {"examples": [], "clips": []}
+    (folders["audit"] / "audit.json").write_text(json.dumps(audit))
     registry, seen = Registry(), set()
 
     def loss(self: BYOL, nets: nn.ModuleDict, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
