@@ -159,7 +159,11 @@ class _Run:
         Raises:
             TrainingError: One is not finite.
         """
-        shared = {name: mean_over_processes(torch.stack(column)) for name, column in self.recent.items()}
+        # A checkpoint's values all lie on the device, whatever the step after it gives.
+        stacked = {
+            name: torch.stack([value.to(column[-1].device) for value in column]) for name, column in self.recent.items()
+        }
+        shared = {name: mean_over_processes(column) for name, column in stacked.items()}
         self.recent = {name: list(column) for name, column in shared.items()}
         columns = {name: column.tolist() for name, column in shared.items()}
         for place in range(self.pending):
